@@ -1,0 +1,41 @@
+"""What both IP versions share: protocol numbers, and a packet of either version."""
+
+from enum import IntEnum
+
+from trio_passt.wire import ipv4, ipv6
+from trio_passt.wire.checksum import Buffer
+from trio_passt.wire.ethernet import BROADCAST, EthernetHeader, EtherType, ipv6_multicast_mac
+from trio_passt.wire.ethernet import emit as emit_ethernet
+
+IPHeader = ipv4.IPv4Header | ipv6.IPv6Header
+
+
+class IPProtocol(IntEnum):
+    """Protocol numbers (IPv4) and next-header values (IPv6) that mean something here."""
+
+    ICMP = 1
+    IGMP = 2
+    TCP = 6
+    UDP = 17
+    ICMPV6 = 58
+
+
+def emit_packet(source: bytes, destination: bytes, protocol: int, payload: Buffer, hop_limit: int = 64) -> bytes:
+    """An IP packet; the version follows from the length of the packed addresses (4 or 16 bytes, both the same)."""
+    if len(source) == 4:
+        header = ipv4.emit(ipv4.IPv4Header(source, destination, protocol, ttl=hop_limit), len(payload))
+    else:
+        header = ipv6.emit(ipv6.IPv6Header(source, destination, protocol, hop_limit=hop_limit), len(payload))
+    return header + payload
+
+
+def frame_packet(host_mac: bytes, guest_mac: bytes, packet: bytes) -> bytes:
+    """An Ethernet frame from `host_mac` to `guest_mac` (group destinations get their group's MAC) around `packet`."""
+    version = packet[0] >> 4
+    destination = guest_mac
+    if version == 6 and packet[24] == 0xFF:
+        destination = ipv6_multicast_mac(packet[24:40])
+    elif version == 4 and packet[16:20] == b"\xff\xff\xff\xff":
+        destination = BROADCAST
+    ethertype = EtherType.IPV4 if version == 4 else EtherType.IPV6
+    return emit_ethernet(EthernetHeader(destination, host_mac, ethertype)) + packet
