@@ -1,0 +1,1 @@
+"""From argv to a running daemon: options, port specifications, messages, background."""

@@ -1,0 +1,48 @@
+"""What a link is: the guest's end of the cable, whatever it is made of.
+
+Theory of operation
+-------------------
+A link moves *batches*.  `receive_batch` awaits at least one frame and returns all that are there.  `send` never
+waits: it takes as many frames as fit and says how many; nothing is queued.  Whoever was not served keeps what it has
+(a TCP flow peeks it again from its host socket) and asks to be called back with `when_ready`.
+
+The one exception is a frame that was written in part, which a stream link can't take back: the link keeps a copy of
+the rest, and finishes it before anything else is written.  `run` is the task that does so, and that calls the
+callbacks; it belongs in the nursery of whatever owns the link.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from trio_passt.wire.frames import Capabilities, FrameBatch, FrameRun
+
+
+class LinkClosed(Exception):  # noqa: N818 - an end, not necessarily an error
+    """The guest is gone, or broke the link's protocol; the text says which, for the log."""
+
+
+class Link(Protocol):
+    """A guest's attachment.  `tests/unit/link/check_link.py` is the contract as a test."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the link does by itself; constant."""
+
+    async def receive_batch(self) -> FrameBatch:
+        """All frames that are there, at least one.  Raises `LinkClosed`; one task at a time."""
+
+    def send(self, runs: Sequence[FrameRun]) -> int:
+        """Take frames in order and return how many were taken (a frame once begun counts as taken).
+
+        Never blocks.  Fewer than offered means: full; the rest was not touched.  A link that is closed takes everything
+        and forgets it, since its reader is about to tell.
+        """
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, from the link's own task, when `send` may take frames again after it was full."""
+
+    async def run(self) -> None:
+        """The link's own task: finishes partly written frames and calls back.  Ends only by cancellation."""
+
+    def close(self) -> None:
+        """Close the descriptors; safe to call twice."""

@@ -1,0 +1,1 @@
+"""Request → reply: pure functions that answer what a guest asks at the link (ARP, DHCP, NDP, DHCPv6)."""

@@ -1,0 +1,94 @@
+"""Frames in bulk: what a link hands in and what it takes.
+
+Both directions use one layout, that of QEMU's stream socket (`-netdev stream`, see qemu(1)): each frame is preceded
+by its length, 32 bits big-endian.  Links without such framing skip the prefix; in return a run of equal frames is one
+block of memory with a constant stride, which NumPy cuts and joins without a loop.
+"""
+
+import struct
+from collections.abc import Iterator
+from enum import Enum
+
+from attrs import field, frozen
+
+from trio_passt.wire.checksum import Buffer
+
+PREFIX_BYTES = 4
+PREFIX = struct.Struct("!I")
+MIN_FRAME_BYTES = 14
+MAX_FRAME_BYTES = 65535 + 14 + 4
+"""Largest IP packet, Ethernet header, one VLAN tag."""
+
+
+class Segmentation(Enum):
+    """What kind of segments the link shall cut a frame into (virtio 1.2 section 5.1.6.2, gso_type)."""
+
+    NONE = 0
+    TCPV4 = 1
+    TCPV6 = 4
+    UDP = 5
+
+
+@frozen
+class Offload:
+    """Work on a frame that is left to the link: a checksum, and perhaps segmentation.
+
+    `checksum_start` is the offset in the frame from which to sum, `checksum_offset` that of the field from there; the
+    field holds the pseudo-header's sum.  `segment_bytes` is the payload of each segment to cut, 0 for none.
+    """
+
+    checksum_start: int
+    checksum_offset: int
+    header_bytes: int = 0
+    segment_bytes: int = 0
+    segmentation: Segmentation = Segmentation.NONE
+
+
+@frozen
+class Capabilities:
+    """What a link can do by itself; asked once, by whoever prepares frames for it."""
+
+    checksum: bool = False
+    tso: bool = False
+    uso: bool = False
+
+
+@frozen(eq=False)
+class FrameRun:
+    """`count` frames of one length for a link: prefix and frame, prefix and frame ...; `parts` joined are the bytes.
+
+    `stride` is the length of one frame with its prefix, so `count * stride` bytes in all.  The parts may be views of
+    memory that is used again later: a link that keeps anything beyond `send` copies it.
+    """
+
+    parts: tuple[Buffer, ...]
+    count: int
+    stride: int
+    offload: Offload | None = None
+
+
+def single(*frame_parts: Buffer, offload: Offload | None = None) -> FrameRun:
+    """One frame, given in parts, with its prefix put before it."""
+    length = sum(map(len, frame_parts))
+    return FrameRun((PREFIX.pack(length), *frame_parts), 1, PREFIX_BYTES + length, offload)
+
+
+@frozen(eq=False)
+class FrameBatch:
+    """Frames that arrived together: `bounds` are (start, end) offsets of the frames in the immutable `data`.
+
+    Views of `data` may be kept as long as they are needed.  `offloads`, if given, says for each frame what its sender
+    left to the link (a checksum not filled in, segments not cut).
+    """
+
+    data: bytes
+    bounds: list[tuple[int, int]]
+    offloads: list[Offload | None] | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        view = memoryview(self.data)
+        for start, end in self.bounds:
+            yield view[start:end]
