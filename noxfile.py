@@ -1,0 +1,71 @@
+"""Every check of the project. `sh tests/run.sh` runs all of them, and installs what they need first."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.error_on_missing_interpreters = True
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting, with ruff."""
+    session.install(".[lint]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types: the package, and the test harness."""
+    session.install(".[types,test]", "nox")
+    session.run("mypy")
+    session.run("mypy", "tests/integration")
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Unit and platform tests with branch coverage; every warning is an error."""
+    session.install(".[test]")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-p", "no:cacheprovider", *session.posargs)
+    session.run("coverage", "report")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """A real guest under QEMU, in namespaces of its own. Needs root."""
+    session.install(".[test]")
+    session.run("pytest", "-p", "no:cacheprovider", *(session.posargs or ["tests/integration"]))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Documentation: links lead somewhere, scripts parse, the next changelog can be written."""
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("contrib/**/*.md")]
+        for target in _local_links(page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    if broken:
+        session.error("links that lead nowhere:\n  " + "\n  ".join(broken))
+    for script in ("docs/demo.sh", "tests/run.sh", ".ci/run"):
+        session.run("sh", "-n", script, external=True)
+    session.install("towncrier>=23.11", ".")
+    session.run("towncrier", "build", "--draft", "--version", "next")
+
+
+def _local_links(markdown: str) -> list[str]:
+    """Targets of inline links that are files of this repository: no fragment, no code blocks, no URLs."""
+    prose = re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"`[^`\n]*`", "", prose)
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(<?([^)\s>]+)>?[^)]*\)", prose)]
+    return [target for target in targets if target and not re.match(r"[a-z][a-z0-9+.-]*:", target)]
