@@ -1,7 +1,7 @@
 """Write a cpio archive in the "newc" format that Linux unpacks as its initramfs.
 
-Format: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. Everything is owned by root and
-carries no time stamp, so equal contents make equal archives.
+Format: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. Everything is owned by root
+and carries no time stamp, so equal contents make equal archives.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class CpioWriter:
     def _entry(self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
         name = path.encode() + b"\0"
         inode, self._next_inode = self._next_inode, self._next_inode + 1
-        # inode, mode, uid, gid, nlink, mtime, size, device of the file system (2), of the node (2), name size, checksum
+        # inode, mode, uid, gid, nlink, mtime, size, device of the file system (2), of the node (2),
+        # size of the name, checksum
         fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(name), 0)
         header = b"070701" + b"".join(b"%08x" % field for field in fields) + name
         self._file.write(header + bytes(-len(header) % 4))

@@ -1,7 +1,8 @@
 """Build the guest: Debian's cloud kernel, and an initramfs of busybox, iproute2, socat, iperf3 and dhclient.
 
-Nothing is installed on the machine that builds: packages are downloaded and unpacked in a cache directory. The result
-is kept there under a key of the package versions and of this directory's own files, and used again while they last.
+Nothing is installed on the machine that builds: packages are downloaded and unpacked in a cache directory. The
+result is kept there under a key of the package versions and of this directory's own files, and used again
+while they last.
 
 `python3 -m tests.guest.image` builds it, and prints the paths of the kernel and of the initramfs.
 """
@@ -37,7 +38,7 @@ PROGRAMS = {
     "socat": ["usr/bin/socat"],
     "util-linux": ["usr/bin/flock"],
 }
-# Loaded in this order, each after the modules that it depends on; one that is built into the kernel is skipped.
+# Loaded in this order, each after the modules that it depends on; what is built into the kernel is skipped.
 MODULES = ["virtio_pci", "virtio_net", "virtio_console", "virtio_rng", "af_packet", "ipv6"]
 LIBRARY_DIRECTORIES = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
 LOADER = "lib64/ld-linux-x86-64.so.2"
@@ -115,7 +116,7 @@ def _rootfs_files() -> list[str]:
 
 
 def _libraries(root: Path, programs: list[str]) -> list[str]:
-    """The loader and every library that it would load for the programs, asked from the unpacked loader itself."""
+    """The loader, and every library that it says it would load for the programs."""
     library_path = ":".join(str(root / directory) for directory in LIBRARY_DIRECTORIES)
     found = {LOADER}
     for program in programs:
@@ -138,7 +139,7 @@ def _busybox_links(root: Path, programs: list[str]) -> list[str]:
 def _modules(root: Path) -> Iterator[Path]:
     """Files of `MODULES` and of what they depend on, dependencies first.
 
-    modules.dep is written when the kernel is installed, so the dependencies are read from the modules themselves.
+    modules.dep is written when the kernel is installed, so the modules themselves are asked.
     """
     (tree,) = root.glob("lib/modules/*")
     files = {_module_name(path.name): path for path in tree.rglob("*.ko*")}

@@ -1,7 +1,7 @@
 """Run the guest under QEMU, and commands in it.
 
-`Guest.run` hands a command to the shell loop in rootfs/bin/control over a virtio-serial port, which QEMU shows as a
-UNIX socket, and waits for its output and status. Any number of commands may be under way: `Guest.start`.
+`Guest.run` hands a command to the shell loop in rootfs/bin/control over a virtio-serial port, which QEMU shows as
+a UNIX socket, and waits for its output and status. Any number of commands may be under way: `Guest.start`.
 
 `python3 -m tests.guest.machine run SOCKET COMMAND` does the same from a shell script (see docs/demo.sh), and
 `python3 -m tests.guest.machine argv ...` prints QEMU's arguments for it.
@@ -10,7 +10,6 @@ UNIX socket, and waits for its output and status. Any number of commands may be 
 from __future__ import annotations
 
 import base64
-import ctypes
 import itertools
 import signal
 import socket
@@ -30,8 +29,8 @@ KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off lsm="
 BOOT_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 30.0
 CHANNEL_SLACK_S = 10.0
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+# Before a command: it is killed when the thread that started it ends, however that ends.
+DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
 class GuestError(Exception):
@@ -148,7 +147,7 @@ class Guest:
         memory_mib: int = 512,
         pass_fds: Sequence[int] = (),
     ) -> None:
-        """Start QEMU; `netdev` is the value of its -netdev, with id=n. `boot()` waits until it can be used."""
+        """Start QEMU; `netdev` is the value of its -netdev, with id=n. `boot()` waits until it is usable."""
         self.console_log = directory / f"{name}.console"
         self._control_path = directory / f"{name}.control"
         self._control_path.unlink(missing_ok=True)
@@ -164,12 +163,11 @@ class Guest:
         self.errors_log = directory / f"{name}.qemu"
         with self.errors_log.open("wb") as errors:
             self.process = subprocess.Popen(
-                arguments,
+                [*DIE_WITH_PARENT, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
                 pass_fds=pass_fds,
-                preexec_fn=die_with_parent,
                 process_group=0,
             )
         self._channel: ControlChannel | None = None
@@ -247,11 +245,6 @@ def qemu_arguments(
         *("-device", "virtserialport,chardev=control,name=control"),
         *("-netdev", netdev, "-device", f"virtio-net-pci,netdev=n,mac={mac},romfile="),
     ]
-
-
-def die_with_parent() -> None:
-    """For preexec_fn: the child is killed when the thread that started it ends, however it ends."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _connect(path: Path, timeout_s: float) -> socket.socket:

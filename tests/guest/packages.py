@@ -1,4 +1,4 @@
-"""Debian packages as files: which versions apt would install, downloaded and unpacked without installing anything."""
+"""Debian packages as files: found, downloaded and unpacked without installing anything."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def resolve_cached(names: Iterable[str], kernel: str, file: Path) -> Versions:
 def resolve(names: Iterable[str]) -> Versions:
     """Candidate version of each package and of all shared-library packages below it.
 
-    Only dependencies called lib... are followed: what is run in the guest is named explicitly, and what maintainer
-    scripts need (debconf, adduser ...) is not needed by files that are only unpacked.
+    Only dependencies called lib... are followed: what is run in the guest is named explicitly, and what
+    maintainer scripts need (debconf, adduser ...) is not needed by files that are only unpacked.
     """
     versions: Versions = {}
     wanted = set(names)
