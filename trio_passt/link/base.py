@@ -2,13 +2,14 @@
 
 Theory of operation
 -------------------
-A link moves *batches*.  `receive_batch` awaits at least one frame and returns all that are there.  `send` never
-waits: it takes as many frames as fit and says how many; nothing is queued.  Whoever was not served keeps what it has
-(a TCP flow peeks it again from its host socket) and asks to be called back with `when_ready`.
+A link moves *batches*.  `receive_batch` awaits at least one frame and returns all that are there.  `send`
+never waits: it takes as many frames as fit and says how many; nothing is queued.  Whoever was not served
+keeps what it has (a TCP flow peeks it again from its host socket) and asks to be called back with
+`when_ready`.
 
-The one exception is a frame that was written in part, which a stream link can't take back: the link keeps a copy of
-the rest, and finishes it before anything else is written.  `run` is the task that does so, and that calls the
-callbacks; it belongs in the nursery of whatever owns the link.
+The one exception is a frame that was written in part, which a stream link can't take back: the link keeps a
+copy of the rest, and finishes it before anything else is written.  `run` is the task that does so, and that
+calls the callbacks; it belongs in the nursery of whatever owns the link.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,12 +35,12 @@ class Link(Protocol):
     def send(self, runs: Sequence[FrameRun]) -> int:
         """Take frames in order and return how many were taken (a frame once begun counts as taken).
 
-        Never blocks.  Fewer than offered means: full; the rest was not touched.  A link that is closed takes everything
-        and forgets it, since its reader is about to tell.
+        Never blocks.  Fewer than offered means: full; the rest was not touched.  A link that is closed takes
+        everything and forgets it, since its reader is about to tell.
         """
 
     def when_ready(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, from the link's own task, when `send` may take frames again after it was full."""
+        """Call `callback` once, from the link's own task, as soon as `send` may take frames (again)."""
 
     async def run(self) -> None:
         """The link's own task: finishes partly written frames and calls back.  Ends only by cancellation."""

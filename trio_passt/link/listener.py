@@ -1,0 +1,183 @@
+"""The UNIX socket that guests connect to, and guests that come connected already (`--fd`).
+
+Theory of operation
+-------------------
+The socket's file is created with mode 0600: on Linux `bind` gives the file the mode of the socket's own
+inode, which `fchmod` sets before, so there is no moment at which others could connect.
+
+A file that is there already is either another daemon's, or was left behind by one that was killed.  To tell,
+connect a *datagram* socket to it: for a live stream socket the kernel answers EPROTOTYPE, without a
+connection that the other daemon would take for its guest; for a dead one ECONNREFUSED (unix(7)).
+
+Two daemons may find the same dead file, and the slower one must not remove the file that the quicker one has
+put in its place.  So the file is renamed first, and asked once more under the name that nobody else knows.
+Who gets the free path in the end, `bind` decides.
+"""
+
+import errno
+import logging
+import os
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from trio_passt.errors import StartupError
+from trio_passt.link.stream import StreamLink
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_PATHS = tuple(Path(f"/tmp/passt_{number}.socket") for number in range(1, 65))
+
+MAX_PATH_BYTES = 107
+"""sun_path has 108, with a zero byte at the end (unix(7))."""
+
+MODE = 0o600
+
+BACKLOG = 8
+
+RETRY_ACCEPT_S = 0.1
+"""Out of descriptors or memory: by then others may be free.  `trio.serve_listeners` waits as long."""
+
+_ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class GuestListener:
+    """A listening socket at `path` (absolute)."""
+
+    def __init__(self, sock: socket.socket, path: Path) -> None:
+        self._socket = sock
+        self._identity = _identity(path)
+        self.path = path
+
+    async def accept(self) -> StreamLink:
+        """Wait for the next guest.  `trio.ClosedResourceError` if the listener is closed meanwhile."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket.fileno())
+            try:
+                connection, _ = self._socket.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno in _ACCEPT_LATER:
+                    _log.warning("can't accept a guest now: %s", error.strerror)
+                    await trio.sleep(RETRY_ACCEPT_S)
+                continue
+            return StreamLink(connection)
+
+    def close(self) -> None:
+        """Close the socket and remove its file, unless another has taken the file's place."""
+        if self._socket.fileno() < 0:
+            return
+        if self._identity is not None and _identity(self.path) == self._identity:
+            with suppress(OSError):
+                self.path.unlink()
+        with suppress(RuntimeError):  # outside of trio.run there is nobody to notify
+            trio.lowlevel.notify_closing(self._socket.fileno())
+        self._socket.close()
+
+
+def listen(path: Path | None) -> GuestListener:
+    """Listen at `path`, or at the first free one of `DEFAULT_PATHS`; `StartupError` if that fails."""
+    if path is not None:
+        try:
+            return _listen(path)
+        except OSError as error:
+            raise StartupError(f"can't listen on {path}: {error.strerror or error}") from error
+    for default in DEFAULT_PATHS:
+        with suppress(OSError):
+            return _listen(default)
+    raise StartupError(f"all of {DEFAULT_PATHS[0]} to {DEFAULT_PATHS[-1]} are in use or not ours to replace")
+
+
+def _listen(path: Path) -> GuestListener:
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"the path is longer than {MAX_PATH_BYTES} bytes")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        os.fchmod(sock.fileno(), MODE)
+        _bind(sock, path)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return GuestListener(sock, path.absolute())
+
+
+def _bind(sock: socket.socket, path: Path) -> None:
+    """Bind, in the place of a dead socket's file if need be."""
+    try:
+        sock.bind(os.fspath(path))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        _remove_dead(path)
+        sock.bind(os.fspath(path))
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a dead socket's file; `OSError` if it is none, or not ours to remove."""
+    _check_dead(path)
+    aside = path.with_name(f".{os.getpid()}")
+    path.rename(aside)
+    try:
+        _check_dead(aside)
+    except OSError:
+        with suppress(FileExistsError):
+            os.link(aside, path)
+        raise
+    finally:
+        aside.unlink()
+    _log.info("replacing %s, on which nobody listens", path)
+
+
+def _check_dead(path: Path) -> None:
+    """`OSError` unless `path` is the file of a socket that is no more."""
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise FileExistsError(errno.EEXIST, "there is a file that is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+    raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def from_fd(fd: int) -> StreamLink:
+    """The guest at the other end of an inherited descriptor.
+
+    `StartupError` unless it is a connected stream socket.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"descriptor {fd}: {getattr(error, 'strerror', None) or error}") from error
+    problem = _not_a_guest(sock)
+    if problem is not None:
+        sock.detach()
+        raise StartupError(f"descriptor {fd}: {problem}")
+    sock.set_inheritable(False)
+    return StreamLink(sock)
+
+
+def _not_a_guest(sock: socket.socket) -> str | None:
+    if sock.type != socket.SOCK_STREAM:
+        return "not a stream socket"
+    try:
+        sock.getpeername()
+    except OSError:
+        return "not connected"
+    return None
