@@ -1,7 +1,7 @@
 """Everything that was decided before the first packet: frozen values, no behaviour.
 
-The command line and the discovery of the host's network produce one `Config`; the rest of the program only reads it.
-Nothing here imports anything of the package, so that every layer may import it.
+The command line and the discovery of the host's network produce one `Config`; the rest of the program only
+reads it.  Nothing here imports anything of the package, so that every layer may import it.
 """
 
 from enum import Enum
@@ -14,29 +14,36 @@ HOST_MAC = bytes.fromhex("9a559a559a55")
 """MAC address of the host's side of the link: the one every frame to the guest comes from."""
 
 DEFAULT_MTU_BYTES = 65520
-"""Told to the guest by DHCP and RA: the largest multiple of 4 + 16 that keeps an IPv4 packet within 65535 bytes."""
+"""Told to the guest by DHCP and RA: the largest multiple of 4 + 16 that keeps an IPv4 packet within 65535."""
 
 
 @frozen
 class GuestIPv4:
-    """What a guest is given for IPv4: the host's own address, so that to its peers the guest *is* the host."""
+    """What a guest is given for IPv4: the host's own address, so that to its peers the guest *is* the host.
+
+    `interface` names the host's interface that this was taken from; `None` in local mode.
+    """
 
     address: IPv4Address
     prefix_length: int
     gateway: IPv4Address
+    interface: str | None = None
 
 
 @frozen
 class GuestIPv6:
     """What a guest is given for IPv6.
 
-    `address` is assigned by DHCPv6; its /64 prefix is announced for SLAAC.  `gateway` is a link-local address: the
-    source of router advertisements, and so the guest's default router.
+    `address` is assigned by DHCPv6; its /64 prefix is announced for SLAAC (not in local mode, where the
+    address is a link-local one).  `gateway` is a link-local address: the source of router advertisements, and
+    so the guest's default router.  `interface` names the host's interface that this was taken from, which is
+    also the scope that link-local destinations need on the host; `None` in local mode.
     """
 
     address: IPv6Address
     prefix_length: int
     gateway: IPv6Address
+    interface: str | None = None
 
 
 @frozen
@@ -49,10 +56,24 @@ class Resolvers:
 
 
 @frozen
+class DnsForward:
+    """What the guest sends to `seen_by_guest`, ports 53 and 853 of TCP and UDP, goes to `on_host`.
+
+    It has precedence over the mapping of the gateway's address to the host's loopback: nameservers that only
+    the host can reach (127.0.0.53), and the one that *is* the gateway, are told the guest as the gateway's
+    address.  Both addresses are of one family.
+    """
+
+    seen_by_guest: IPv4Address | IPv6Address
+    on_host: IPv4Address | IPv6Address
+
+
+@frozen
 class GuestNetwork:
     """The network that the guest sees; `None` for a family means that this family is off.
 
-    `mtu_bytes` is the largest IP packet on the link; 0 means: tell the guest nothing (the link still takes 65520).
+    `mtu_bytes` is the largest IP packet on the link; 0 means: tell the guest nothing (the link still takes
+    65520).
     """
 
     ipv4: GuestIPv4 | None = None
@@ -60,6 +81,7 @@ class GuestNetwork:
     resolvers: Resolvers = Resolvers()
     mtu_bytes: int = DEFAULT_MTU_BYTES
     host_mac: bytes = HOST_MAC
+    dns_forwards: tuple[DnsForward, ...] = ()
 
     @property
     def link_mtu_bytes(self) -> int:
@@ -78,25 +100,27 @@ class Protocol(Enum):
 class PortForward:
     """One forwarded port: connections to `port` on the host go to `target` in the guest.
 
-    `address` is the host address to bind (`None`: all, both families).
+    `address` is the host address to bind (`None`: all, both families).  Not `must_bind`: when the port can't
+    be bound that is worth a line in the log, and no reason not to start.
     """
 
     protocol: Protocol
     port: int
     target: int
     address: IPv4Address | IPv6Address | None = None
+    must_bind: bool = True
 
 
 @frozen
 class Attachment:
-    """How the guest is attached: a listening socket's path, or one connected descriptor; both `None`: default path."""
+    """How the guest is attached: a listening socket's path, or a connected descriptor; neither: default path."""
 
     socket_path: Path | None = None
     fd: int | None = None
 
 
 class LogLevel(Enum):
-    """How much is logged: `--quiet` warnings and errors, the default also what an operator wants, `--debug` all."""
+    """How much is logged: `--quiet` warnings and errors, the default what an operator wants, `--debug` all."""
 
     QUIET = "quiet"
     INFO = "info"

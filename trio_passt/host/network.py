@@ -1,0 +1,213 @@
+"""The host's network → what the guest gets: which interface, address and gateway of each family.
+
+Theory of operation
+-------------------
+`choose` is pure: it decides from links, addresses and default routes
+as small values.  Reading them from the kernel is `trio_passt.host.netlink`'s.  The rules, for each family by
+itself:
+
+- The interface is the one of the default route with the lowest metric in the main table; among equal metrics
+  the preferred one (IPv6, RFC 4191), then the first.  Of a multipath route it is the first next hop that is
+  up.  Other tables belong to policy rules, which decide per packet; there is no one answer in them, so they
+  don't count.
+- The address is the one the route prefers as a source, else the best of the interface, else (an unnumbered
+  interface) the best of another interface, as the kernel would choose.
+- IPv4 without a gateway (tun, WireGuard, PPP): the peer of a point-to-point address, else the first address
+  of the subnet that is not the guest's own, else 169.254.2.2: the guest needs one to ask ARP for, and every
+  answer is ours.
+- IPv6: the guest's router must be link-local (RFC 4861 section 6.1.2).  Where the host's is not, or there is
+  none, it is the address made from our own MAC.
+- A family without default route is off, unless none has one: then both are in local mode, in which the guest
+  and the host reach each other and nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
+from typing import TypeVar
+
+from attrs import frozen
+
+from trio_passt.config import HOST_MAC, GuestIPv4, GuestIPv6
+
+LOCAL_IPV4 = GuestIPv4(IPv4Address("169.254.2.1"), 16, IPv4Address("169.254.2.2"))
+LOCAL_IPV6 = GuestIPv6(IPv6Address("fe80::2"), 64, IPv6Address("fe80::1"))
+"""What the guest gets in local mode: link-local addresses, so nothing of it collides with a real network."""
+
+MAIN_TABLE = 254
+"""RT_TABLE_MAIN of rtnetlink(7)."""
+
+UNIQUE_LOCAL = IPv6Network("fc00::/7")
+"""RFC 4193."""
+
+_Guest = TypeVar("_Guest", GuestIPv4, GuestIPv6)
+
+
+@frozen
+class Link:
+    """An interface of the host; `up` is its administrative state."""
+
+    index: int
+    name: str
+    up: bool = True
+    loopback: bool = False
+
+
+@frozen
+class Address:
+    """An address of an interface.  `peer` is the other end of a point-to-point link (IPv4)."""
+
+    link_index: int
+    address: IPv4Address | IPv6Address
+    prefix_length: int
+    peer: IPv4Address | IPv6Address | None = None
+    global_scope: bool = True
+    deprecated: bool = False
+    temporary: bool = False
+    tentative: bool = False
+    permanent: bool = True
+
+
+@frozen
+class NextHop:
+    """One way of a route: the interface, and the router on it; `gateway` is `None` where there is none."""
+
+    link_index: int
+    gateway: IPv4Address | IPv6Address | None = None
+    dead: bool = False
+
+
+@frozen
+class DefaultRoute:
+    """A unicast route to everywhere; `preference` is RFC 4191's (1 high, 0 medium, -1 low)."""
+
+    version: int
+    next_hops: tuple[NextHop, ...]
+    metric: int = 0
+    table: int = MAIN_TABLE
+    source: IPv4Address | IPv6Address | None = None
+    preference: int = 0
+
+
+@frozen
+class HostNetwork:
+    """What was chosen; `None` for a family means off.  `notes`: lines on what an operator may wonder about."""
+
+    ipv4: GuestIPv4 | None
+    ipv6: GuestIPv6 | None
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    links: Sequence[Link],
+    addresses: Sequence[Address],
+    routes: Sequence[DefaultRoute],
+    *,
+    ipv4: bool = True,
+    ipv6: bool = True,
+) -> HostNetwork:
+    """What the guest gets; a family that is not asked for is off without a note."""
+    notes: list[str] = []
+    if ignored := sorted({route.table for route in routes} - {MAIN_TABLE}):
+        tables = ", ".join(map(str, ignored))
+        notes.append(f"default routes of other tables than main are not considered (tables: {tables})")
+    guest4 = _family(links, addresses, routes, 4, _ipv4, notes) if ipv4 else None
+    guest6 = _family(links, addresses, routes, 6, _ipv6, notes) if ipv6 else None
+    if guest4 is None and guest6 is None:
+        notes.append("no usable default route: local mode, in which the guest reaches this host only")
+        return HostNetwork(LOCAL_IPV4 if ipv4 else None, LOCAL_IPV6 if ipv6 else None, tuple(notes))
+    return HostNetwork(guest4, guest6, tuple(notes))
+
+
+def link_local_from_mac(mac: bytes) -> IPv6Address:
+    """The link-local address with the modified EUI-64 identifier of `mac` (RFC 4291 appendix A)."""
+    identifier = bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return IPv6Address(bytes.fromhex("fe80000000000000") + identifier)
+
+
+def _family(
+    links: Sequence[Link],
+    addresses: Sequence[Address],
+    routes: Sequence[DefaultRoute],
+    version: int,
+    make: Callable[[Address, NextHop, str], _Guest],
+    notes: list[str],
+) -> _Guest | None:
+    usable = {link.index: link for link in links if link.up and not link.loopback}
+    best = _best_route([route for route in routes if route.version == version], usable)
+    if best is None:
+        notes.append(f"no IPv{version} default route: IPv{version} is off")
+        return None
+    route, hop = best
+    link = usable[hop.link_index]
+    address = _best_address([a for a in addresses if a.address.version == version], route, hop)
+    if address is None:
+        notes.append(f"no IPv{version} address for the default route by {link.name}: IPv{version} is off")
+        return None
+    if len(route.next_hops) > 1:
+        notes.append(
+            f"the IPv{version} default route has {len(route.next_hops)} paths: {link.name}'s is the guest's"
+        )
+    return make(address, hop, link.name)
+
+
+def _best_route(
+    routes: Sequence[DefaultRoute], usable: dict[int, Link]
+) -> tuple[DefaultRoute, NextHop] | None:
+    for route in sorted(routes, key=lambda route: (route.metric, -route.preference)):
+        if route.table != MAIN_TABLE:
+            continue
+        for hop in route.next_hops:
+            if hop.link_index in usable and not hop.dead:
+                return route, hop
+    return None
+
+
+def _best_address(addresses: Sequence[Address], route: DefaultRoute, hop: NextHop) -> Address | None:
+    """The address the kernel would take as source, but rather one that lasts; `None` if there is none."""
+    candidates = [address for address in addresses if address.global_scope]
+
+    def rank(address: Address) -> tuple[bool, ...]:
+        return (
+            address.address != route.source,
+            address.link_index != hop.link_index,
+            address.tentative,
+            address.deprecated,
+            not _on_link(address, hop),
+            address.temporary,
+            address.address in UNIQUE_LOCAL if address.address.version == 6 else False,
+            not address.permanent,
+        )
+
+    return min(candidates, key=rank, default=None)
+
+
+def _on_link(address: Address, hop: NextHop) -> bool:
+    """Whether the IPv4 gateway is in the address's subnet (an IPv6 one is link-local and says nothing)."""
+    if not isinstance(address.address, IPv4Address) or hop.gateway is None:
+        return True
+    return hop.gateway in IPv4Interface((address.address, address.prefix_length)).network
+
+
+def _ipv4(address: Address, hop: NextHop, interface: str) -> GuestIPv4:
+    assert isinstance(address.address, IPv4Address)
+    gateway = hop.gateway if isinstance(hop.gateway, IPv4Address) else _substitute_gateway(address)
+    return GuestIPv4(address.address, address.prefix_length, gateway, interface)
+
+
+def _substitute_gateway(address: Address) -> IPv4Address:
+    """For a route without gateway, or with an IPv6 one (RFC 8950)."""
+    assert isinstance(address.address, IPv4Address)
+    if isinstance(address.peer, IPv4Address) and address.peer != address.address:
+        return address.peer
+    subnet = IPv4Interface((address.address, address.prefix_length)).network
+    others = (host for host in subnet.hosts() if host != address.address)
+    return next(others, LOCAL_IPV4.gateway)
+
+
+def _ipv6(address: Address, hop: NextHop, interface: str) -> GuestIPv6:
+    assert isinstance(address.address, IPv6Address)
+    if isinstance(hop.gateway, IPv6Address) and hop.gateway.is_link_local:
+        gateway = hop.gateway
+    else:
+        gateway = link_local_from_mac(HOST_MAC)
+    return GuestIPv6(address.address, address.prefix_length, gateway, interface)
