@@ -1,0 +1,68 @@
+"""Who the host's side of the link is to the guest, and datagrams from there: what all services share."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+
+from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
+from trio_passt.wire import domain, ip, udp
+from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire.udp import UdpHeader
+
+IPV6_MIN_MTU_BYTES = 1280
+"""Every IPv6 link carries as much (RFC 8200 section 5), so a guest that was told no MTU yet does, too."""
+
+MAX_DNS_SERVERS = 16
+"""So many are told the guest: more than any resolver asks, and few enough for every option and packet."""
+
+_FALLBACKS = (IPv4Address("169.254.2.2"), IPv4Address("169.254.2.1"))
+
+
+def ipv4_address(guest: GuestIPv4) -> IPv4Address:
+    """The address that DHCP and ARP speak from: the gateway's.
+
+    On a host without gateway (a point-to-point interface), or where it would be the guest's own address, a
+    link-local one (RFC 3927) stands in: ARP answers for it, and so it works as the guest's gateway.
+    """
+    unusable = (guest.address, IPv4Address(0))
+    return next(address for address in (guest.gateway, *_FALLBACKS) if address not in unusable)
+
+
+def gateway_is_on_link(guest: GuestIPv4) -> bool:
+    """Whether the guest, with its address and mask alone, finds the way to its gateway."""
+    return ipv4_address(guest) in IPv4Interface((guest.address, guest.prefix_length)).network
+
+
+def ipv6_address(guest: GuestIPv6, host_mac: bytes) -> IPv6Address:
+    """The link-local address that router advertisements and DHCPv6 come from (RFC 4861 section 4.2).
+
+    The gateway's, or the one made of `host_mac` (RFC 4291 appendix A) if that is not link-local.
+    """
+    if guest.gateway.is_link_local and guest.gateway != guest.address:
+        return guest.gateway
+    identifier = bytes((host_mac[0] ^ 2,)) + host_mac[1:3] + b"\xff\xfe" + host_mac[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
+
+
+def search_list(network: GuestNetwork, limit_bytes: int) -> tuple[str, ...]:
+    """The leading search domains that fit into `limit_bytes` uncompressed; those DNS cannot write are left
+    out.
+    """
+    names: list[str] = []
+    for name in filter(domain.is_encodable, network.resolvers.search):
+        if len(domain.emit_list([*names, name])) > limit_bytes:
+            break
+        names.append(name)
+    return tuple(names)
+
+
+def udp_frame(
+    macs: tuple[bytes, bytes], addresses: tuple[bytes, bytes], ports: tuple[int, int], payload: bytes
+) -> bytes:
+    """A frame with one datagram; each pair is (from, to): MAC addresses, packed IP addresses, ports."""
+    datagram = udp.emit(*addresses, UdpHeader(*ports), payload)
+    return ip.frame_packet(*macs, ip.emit_packet(*addresses, IPProtocol.UDP, datagram))
+
+
+def packed_list(addresses: Sequence[IPv4Address | IPv6Address]) -> bytes:
+    """The addresses, one after another, as address options hold them."""
+    return b"".join(address.packed for address in addresses)
