@@ -1,12 +1,12 @@
 """The Internet checksum (RFC 1071), as sums that can be carried on.
 
 A *sum* here is the plain sum of the 16-bit big-endian words of some bytes, reduced modulo 65535, not yet
-complemented: sums of parts add up to the sum of the whole as long as every part but the last has an even length.
-`finish` makes a header field of it.
+complemented: sums of parts add up to the sum of the whole as long as every part but the last has an even
+length.  `finish` makes a header field of it.
 
-Two ways to compute it: Python's big integers for headers (a few tens of bytes), NumPy for payloads.  Both rest on the
-same arithmetic: 2**16 ≡ 1 (mod 65535), so a number in base 65536 is congruent to the sum of its digits; and RFC 1071
-section 2 (B): the sum may be taken in either byte order, and swapped at the end.
+Two ways to compute it: Python's big integers for headers (a few tens of bytes), NumPy for payloads.  Both
+rest on the same arithmetic: 2**16 ≡ 1 (mod 65535), so a number in base 65536 is congruent to the sum of its
+digits; and RFC 1071 section 2 (B): the sum may be taken in either byte order, and swapped at the end.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def sum_of(data: Buffer) -> int:
 
 
 def fold(total: int) -> int:
-    """`total` reduced to 16 bits with end-around carry: 0 only for 0, else 1 to 65535 (RFC 1071 section 2)."""
+    """`total` reduced to 16 bits with end-around carry: 0 only for 0, else 1 to 65535 (RFC 1071)."""
     if total == 0:
         return 0
     return total % 65535 or 65535
@@ -52,7 +52,7 @@ def checksum(data: Buffer) -> int:
 
 
 def is_valid(data: Buffer, initial: int = 0) -> bool:
-    """Whether `data`, its checksum field included, sums up right, with `initial` (a pseudo-header's sum) added."""
+    """Whether `data`, checksum included, sums up right; `initial` (a pseudo-header's sum) is added."""
     return fold(sum_of(data) + initial) == 0xFFFF
 
 

@@ -1,4 +1,4 @@
-"""Ethernet II frames (IEEE 802.3 clause 3, as in RFC 894): 6 bytes destination, 6 bytes source, EtherType, payload."""
+"""Ethernet II frames (IEEE 802.3 clause 3, as in RFC 894): destination, source, EtherType, payload."""
 
 import struct
 from enum import IntEnum

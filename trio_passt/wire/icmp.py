@@ -1,7 +1,7 @@
 """ICMP (RFC 792) and ICMPv6 (RFC 4443): messages, and echo in particular.
 
-The two differ in type numbers and in the pseudo-header that ICMPv6's checksum covers; echo is the same in both:
-identifier, sequence number, data.
+The two differ in type numbers and in the pseudo-header that ICMPv6's checksum covers; echo is the same in
+both: identifier, sequence number, data.
 """
 
 import struct

@@ -4,7 +4,13 @@ from enum import IntEnum
 
 from trio_passt.wire import ipv4, ipv6
 from trio_passt.wire.checksum import Buffer
-from trio_passt.wire.ethernet import BROADCAST, EthernetHeader, EtherType, ipv6_multicast_mac
+from trio_passt.wire.ethernet import (
+    BROADCAST,
+    EthernetHeader,
+    EtherType,
+    ipv4_multicast_mac,
+    ipv6_multicast_mac,
+)
 from trio_passt.wire.ethernet import emit as emit_ethernet
 
 IPHeader = ipv4.IPv4Header | ipv6.IPv6Header
@@ -20,8 +26,10 @@ class IPProtocol(IntEnum):
     ICMPV6 = 58
 
 
-def emit_packet(source: bytes, destination: bytes, protocol: int, payload: Buffer, hop_limit: int = 64) -> bytes:
-    """An IP packet; the version follows from the length of the packed addresses (4 or 16 bytes, both the same)."""
+def emit_packet(
+    source: bytes, destination: bytes, protocol: int, payload: Buffer, hop_limit: int = 64
+) -> bytes:
+    """An IP packet; its version follows from the length of the packed addresses (both 4 or both 16 bytes)."""
     if len(source) == 4:
         header = ipv4.emit(ipv4.IPv4Header(source, destination, protocol, ttl=hop_limit), len(payload))
     else:
@@ -30,12 +38,14 @@ def emit_packet(source: bytes, destination: bytes, protocol: int, payload: Buffe
 
 
 def frame_packet(host_mac: bytes, guest_mac: bytes, packet: bytes) -> bytes:
-    """An Ethernet frame from `host_mac` to `guest_mac` (group destinations get their group's MAC) around `packet`."""
+    """A frame around `packet` from `host_mac` to `guest_mac`, or to the MAC of the group it is for."""
     version = packet[0] >> 4
     destination = guest_mac
     if version == 6 and packet[24] == 0xFF:
         destination = ipv6_multicast_mac(packet[24:40])
     elif version == 4 and packet[16:20] == b"\xff\xff\xff\xff":
         destination = BROADCAST
+    elif version == 4 and packet[16] & 0xF0 == 0xE0:
+        destination = ipv4_multicast_mac(packet[16:20])
     ethertype = EtherType.IPV4 if version == 4 else EtherType.IPV6
     return emit_ethernet(EthernetHeader(destination, host_mac, ethertype)) + packet

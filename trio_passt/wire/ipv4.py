@@ -39,13 +39,13 @@ class IPv4Header:
 def parse(packet: Buffer) -> tuple[IPv4Header, memoryview]:
     """Header and payload (a view) of an IPv4 packet; bytes after the packet's total length are padding.
 
-    Malformed: another version, a header shorter than 20 bytes or longer than the packet, a total length that the bytes
-    do not have, a wrong header checksum.
+    Malformed: another version, a header shorter than 20 bytes or longer than the packet, a total length that
+    the bytes do not have, a wrong header checksum.
     """
     view = memoryview(packet)
     if len(view) < HEADER_BYTES:
         raise MalformedPacket(f"IPv4 packet of {len(view)} bytes")
-    version_ihl, tos, total, ident, flags, ttl, protocol, _sum, source, destination = _HEADER.unpack_from(view)
+    version_ihl, tos, total, ident, flags, ttl, protocol, _sum, *ends = _HEADER.unpack_from(view)
     header_bytes = (version_ihl & 0x0F) * 4
     if version_ihl >> 4 != 4:
         raise MalformedPacket(f"IPv4 packet with version {version_ihl >> 4}")
@@ -54,8 +54,7 @@ def parse(packet: Buffer) -> tuple[IPv4Header, memoryview]:
     if not checksum.is_valid(view[:header_bytes]):
         raise MalformedPacket("IPv4 header checksum")
     header = IPv4Header(
-        source,
-        destination,
+        *ends,
         protocol,
         ttl,
         ident,
@@ -74,7 +73,8 @@ def emit(header: IPv4Header, payload_bytes: int) -> bytes:
         flags |= _DONT_FRAGMENT
     if header.more_fragments:
         flags |= _MORE_FRAGMENTS
-    fields = (0x45, header.traffic_class, HEADER_BYTES + payload_bytes, header.identification, flags, header.ttl)
+    total = HEADER_BYTES + payload_bytes
+    fields = (0x45, header.traffic_class, total, header.identification, flags, header.ttl)
     ends = (header.source, header.destination)
     blank = _HEADER.pack(*fields, header.protocol, 0, *ends)
     return _HEADER.pack(*fields, header.protocol, checksum.checksum(blank), *ends)

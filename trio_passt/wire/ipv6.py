@@ -24,8 +24,8 @@ _EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINAT
 class IPv6Header:
     """The fixed header; `protocol` is that of the upper layer, after any extension headers.
 
-    Addresses are packed (16 bytes).  `fragment_offset` (bytes), `more_fragments` and `identification` are those of a
-    fragment header, if there was one.
+    Addresses are packed (16 bytes).  `fragment_offset` (bytes), `more_fragments` and `identification` are
+    those of a fragment header, if there was one.
     """
 
     source: bytes
@@ -47,8 +47,8 @@ class IPv6Header:
 def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
     """Header and upper-layer payload (a view) of an IPv6 packet; bytes after the payload length are padding.
 
-    Malformed: another version, a payload length that the bytes do not have (a jumbogram's 0 included), an extension
-    header that runs over the end.  The payload of a fragment is that fragment's part.
+    Malformed: another version, a payload length that the bytes do not have (a jumbogram's 0 included), an
+    extension header that runs over the end, two fragment headers.  The payload of a fragment is that fragment's part.
     """
     view = memoryview(packet)
     if len(view) < HEADER_BYTES:
@@ -60,11 +60,15 @@ def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
         raise MalformedPacket(f"IPv6 payload length {payload_bytes}, there are {len(view) - HEADER_BYTES}")
     payload = view[HEADER_BYTES : HEADER_BYTES + payload_bytes]
     more, offset, ident = False, 0, 0
+    fragmented = False
     while next_header in _EXTENSIONS:
         if len(payload) < 8:
             raise MalformedPacket(f"IPv6 extension header {next_header} cut short")
         this_header, next_header = next_header, payload[0]
         if this_header == FRAGMENT:
+            if fragmented:  # or the second would hide what the first says
+                raise MalformedPacket("IPv6 packet with two fragment headers")
+            fragmented = True
             offset_and_flag = int.from_bytes(payload[2:4], "big")
             more, offset = bool(offset_and_flag & 1), offset_and_flag & 0xFFF8
             ident = int.from_bytes(payload[4:8], "big")
@@ -74,7 +78,9 @@ def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
         else:
             length = (payload[1] + 1) * 8
         if length > len(payload):
-            raise MalformedPacket(f"IPv6 extension header {this_header} of {length} bytes, {len(payload)} left")
+            raise MalformedPacket(
+                f"IPv6 extension header {this_header} of {length} bytes, {len(payload)} left"
+            )
         payload = payload[length:]
         if offset:  # what follows in a later fragment is not a header (RFC 8200 section 4.5)
             break

@@ -24,8 +24,8 @@ class UdpHeader:
 def parse(source: bytes, destination: bytes, datagram: Buffer) -> tuple[UdpHeader, memoryview]:
     """Header and payload (a view) of a datagram between the packed addresses `source` and `destination`.
 
-    Malformed: a length that the bytes do not have, a wrong checksum, no checksum over IPv6.  Bytes after the length
-    are padding.
+    Malformed: a length that the bytes do not have, a wrong checksum, no checksum over IPv6.  Bytes after the
+    length are padding.
     """
     view = memoryview(datagram)
     if len(view) < HEADER_BYTES:
