@@ -45,7 +45,7 @@ def parse(packet: Buffer) -> tuple[IPv4Header, memoryview]:
     view = memoryview(packet)
     if len(view) < HEADER_BYTES:
         raise MalformedPacket(f"IPv4 packet of {len(view)} bytes")
-    version_ihl, tos, total, ident, flags, ttl, protocol, _sum, *ends = _HEADER.unpack_from(view)
+    version_ihl, tos, total, ident, flags, ttl, protocol, _, source, destination = _HEADER.unpack_from(view)
     header_bytes = (version_ihl & 0x0F) * 4
     if version_ihl >> 4 != 4:
         raise MalformedPacket(f"IPv4 packet with version {version_ihl >> 4}")
@@ -54,7 +54,8 @@ def parse(packet: Buffer) -> tuple[IPv4Header, memoryview]:
     if not checksum.is_valid(view[:header_bytes]):
         raise MalformedPacket("IPv4 header checksum")
     header = IPv4Header(
-        *ends,
+        source,
+        destination,
         protocol,
         ttl,
         ident,

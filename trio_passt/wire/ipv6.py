@@ -48,7 +48,8 @@ def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
     """Header and upper-layer payload (a view) of an IPv6 packet; bytes after the payload length are padding.
 
     Malformed: another version, a payload length that the bytes do not have (a jumbogram's 0 included), an
-    extension header that runs over the end, two fragment headers.  The payload of a fragment is that fragment's part.
+    extension header that runs over the end, two fragment headers.  The payload of a fragment is its
+    part.
     """
     view = memoryview(packet)
     if len(view) < HEADER_BYTES:
