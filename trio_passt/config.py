@@ -113,14 +113,14 @@ class PortForward:
 
 @frozen
 class Attachment:
-    """How the guest is attached: a listening socket's path, or a connected descriptor; neither: default path."""
+    """How the guest is attached: a socket's path to listen on, or a connected descriptor; else a default path."""
 
     socket_path: Path | None = None
     fd: int | None = None
 
 
 class LogLevel(Enum):
-    """How much is logged: `--quiet` warnings and errors, the default what an operator wants, `--debug` all."""
+    """How much is logged: `--quiet` warnings and errors, default what an operator wants, `--debug` all."""
 
     QUIET = "quiet"
     INFO = "info"

@@ -38,9 +38,7 @@ OPTIONS = (
     Option(("help",), "h", None, "Print this help and exit."),
     Option(("version",), None, None, "Print the version and exit."),
     Option(("pcap",), "p", "FILE", "Capture the guest's frames, both ways, to FILE in pcap format."),
-    Option(
-        ("pid",), "P", "FILE", "Write the daemon's process ID to FILE once it is ready; removed at the end."
-    ),
+    Option(("pid",), "P", "FILE", "Write the daemon's process ID to FILE once it is ready; removed at the end."),
     Option(
         ("mtu",),
         "m",

@@ -55,8 +55,7 @@ def follow(forwards: Iterable[PortForward]) -> tuple[PortForward, ...]:
     Nobody asked for them by name, so one that can't be bound is no error.
     """
     return tuple(
-        PortForward(Protocol.UDP, forward.port, forward.port, forward.address, must_bind=False)
-        for forward in forwards
+        PortForward(Protocol.UDP, forward.port, forward.port, forward.address, must_bind=False) for forward in forwards
     )
 
 

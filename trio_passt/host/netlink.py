@@ -1,4 +1,4 @@
-"""The host's links, addresses and default routes from the kernel: the I/O half of `trio_passt.host.network`."""
+"""The host's links, addresses and default routes from the kernel: the I/O of `trio_passt.host.network`."""
 
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -94,9 +94,7 @@ def _default_route(message: Any) -> DefaultRoute | None:
 def _next_hops(message: Any) -> tuple[NextHop, ...]:
     """A multipath route lists its next hops; any other route is its own."""
     if multipath := message.get_attr("RTA_MULTIPATH"):
-        return tuple(
-            NextHop(hop["oif"], _gateway(hop), dead=bool(hop["flags"] & _RTNH_F_DEAD)) for hop in multipath
-        )
+        return tuple(NextHop(hop["oif"], _gateway(hop), dead=bool(hop["flags"] & _RTNH_F_DEAD)) for hop in multipath)
     link_index = message.get_attr("RTA_OIF")
     if link_index is None:
         return ()

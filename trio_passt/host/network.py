@@ -2,9 +2,8 @@
 
 Theory of operation
 -------------------
-`choose` is pure: it decides from links, addresses and default routes
-as small values.  Reading them from the kernel is `trio_passt.host.netlink`'s.  The rules, for each family by
-itself:
+`choose` is pure: it decides from links, addresses and default routes as small values.  Reading them from the
+kernel is `trio_passt.host.netlink`'s.  The rules, for each family by itself:
 
 - The interface is the one of the default route with the lowest metric in the main table; among equal metrics
   the preferred one (IPv6, RFC 4191), then the first.  Of a multipath route it is the first next hop that is
@@ -88,9 +87,13 @@ class DefaultRoute:
     preference: int = 0
 
 
+class _Missing(Exception):  # noqa: N818 - no error: a family is off
+    """Why a family can't be had."""
+
+
 @frozen
 class HostNetwork:
-    """What was chosen; `None` for a family means off.  `notes`: lines on what an operator may wonder about."""
+    """What was chosen; `None` for a family means off.  `notes`: lines on what may surprise an operator."""
 
     ipv4: GuestIPv4 | None
     ipv6: GuestIPv6 | None
@@ -110,11 +113,21 @@ def choose(
     if ignored := sorted({route.table for route in routes} - {MAIN_TABLE}):
         tables = ", ".join(map(str, ignored))
         notes.append(f"default routes of other tables than main are not considered (tables: {tables})")
-    guest4 = _family(links, addresses, routes, 4, _ipv4, notes) if ipv4 else None
-    guest6 = _family(links, addresses, routes, 6, _ipv6, notes) if ipv6 else None
+    missing: dict[str, str] = {}
+    guest4 = guest6 = None
+    try:
+        guest4 = _family(links, addresses, routes, 4, _ipv4, notes) if ipv4 else None
+    except _Missing as reason:
+        missing["IPv4"] = str(reason)
+    try:
+        guest6 = _family(links, addresses, routes, 6, _ipv6, notes) if ipv6 else None
+    except _Missing as reason:
+        missing["IPv6"] = str(reason)
     if guest4 is None and guest6 is None:
-        notes.append("no usable default route: local mode, in which the guest reaches this host only")
+        reasons = ", ".join(missing.values())
+        notes.append(f"{reasons}: local mode, in which the guest reaches this host only")
         return HostNetwork(LOCAL_IPV4 if ipv4 else None, LOCAL_IPV6 if ipv6 else None, tuple(notes))
+    notes.extend(f"{reason}: {family} is off" for family, reason in missing.items())
     return HostNetwork(guest4, guest6, tuple(notes))
 
 
@@ -131,28 +144,23 @@ def _family(
     version: int,
     make: Callable[[Address, NextHop, str], _Guest],
     notes: list[str],
-) -> _Guest | None:
+) -> _Guest:
     usable = {link.index: link for link in links if link.up and not link.loopback}
     best = _best_route([route for route in routes if route.version == version], usable)
     if best is None:
-        notes.append(f"no IPv{version} default route: IPv{version} is off")
-        return None
+        raise _Missing(f"no IPv{version} default route")
     route, hop = best
     link = usable[hop.link_index]
     address = _best_address([a for a in addresses if a.address.version == version], route, hop)
     if address is None:
-        notes.append(f"no IPv{version} address for the default route by {link.name}: IPv{version} is off")
-        return None
+        raise _Missing(f"no IPv{version} address for the default route by {link.name}")
     if len(route.next_hops) > 1:
-        notes.append(
-            f"the IPv{version} default route has {len(route.next_hops)} paths: {link.name}'s is the guest's"
-        )
+        count = len(route.next_hops)
+        notes.append(f"the IPv{version} default route has {count} paths: the guest gets {link.name}'s")
     return make(address, hop, link.name)
 
 
-def _best_route(
-    routes: Sequence[DefaultRoute], usable: dict[int, Link]
-) -> tuple[DefaultRoute, NextHop] | None:
+def _best_route(routes: Sequence[DefaultRoute], usable: dict[int, Link]) -> tuple[DefaultRoute, NextHop] | None:
     for route in sorted(routes, key=lambda route: (route.metric, -route.preference)):
         if route.table != MAIN_TABLE:
             continue

@@ -1,0 +1,137 @@
+"""What the program says to its user at the start, as lines: pure."""
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from itertools import groupby
+from pathlib import Path
+
+from trio_passt.cli.getopt import Option
+from trio_passt.config import Config, GuestNetwork, PortForward, Protocol
+
+PROGRAM = "trio-passt"
+_WIDTH = 80
+_HELP_COLUMN = 26
+
+
+def help_text(options: Sequence[Option]) -> str:
+    """The `--help` page: usage and one paragraph an option."""
+    lines = [
+        f"Usage: {PROGRAM} [OPTION]...",
+        "",
+        "Connect a QEMU guest to the network from an unprivileged process: the guest gets the",
+        "host's own addresses, and its connections become ordinary sockets of the host.",
+        "",
+        "Options:",
+    ]
+    for option in options:
+        lines += _help_of(option)
+    return "\n".join(lines) + "\n"
+
+
+def version_text(version: str) -> str:
+    """The `--version` page."""
+    return f"{PROGRAM} {version}\n"
+
+
+def startup_message(config: Config, socket_path: Path | None, machine: str) -> str:
+    """What the guest will get, how to reach it, and how to start it.
+
+    `socket_path` is where QEMU connects (`None` with `--fd`, where somebody else has started it); `machine`
+    is uname's.
+    """
+    lines = [f"{PROGRAM}: the guest gets"]
+    lines += _indented(_network(config.network))
+    lines += ["Ports of this host that are forwarded to the guest"]
+    lines += _indented(_forwards(config.forwards) or ["none"])
+    lines += ["Addresses at which the guest reaches this host"]
+    lines += _indented(_mapped(config.network))
+    if socket_path is not None:
+        lines += ["Start the guest with", f"    {_qemu(socket_path, machine)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _help_of(option: Option) -> Iterator[str]:
+    short = f"-{option.short}, " if option.short else "    "
+    left = f"  {short}--{option.key}" + (f" {option.argument}" if option.argument else "")
+    aliases = [f"--{name}" for name in option.names[1:]]
+    text = option.help + (f" Also {', '.join(aliases)}." if aliases else "")
+    paragraph = textwrap.wrap(text, _WIDTH - _HELP_COLUMN, break_on_hyphens=False)
+    if len(left) + 2 > _HELP_COLUMN:
+        yield left
+        left = ""
+    for line in paragraph:
+        yield f"{left:{_HELP_COLUMN}}{line}"
+        left = ""
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
+
+
+def _network(network: GuestNetwork) -> list[str]:
+    lines = []
+    if (ipv4 := network.ipv4) is not None:
+        mask = IPv4Network((0, ipv4.prefix_length)).netmask
+        lines.append(
+            f"IPv4     {ipv4.address}/{ipv4.prefix_length} (mask {mask}), gateway {ipv4.gateway}{_from(ipv4.interface)}"
+        )
+    if (ipv6 := network.ipv6) is not None:
+        lines.append(f"IPv6     {ipv6.address}/{ipv6.prefix_length}, gateway {ipv6.gateway}{_from(ipv6.interface)}")
+    resolvers = network.resolvers
+    lines.append("DNS      " + (", ".join(map(str, [*resolvers.ipv4, *resolvers.ipv6])) or "none"))
+    if resolvers.search:
+        lines.append("Search   " + " ".join(resolvers.search))
+    lines.append(f"MTU      {network.mtu_bytes or 'not told'}")
+    return lines
+
+
+def _from(interface: str | None) -> str:
+    return f" (as {interface})" if interface else " (local mode)"
+
+
+def _forwards(forwards: Sequence[PortForward]) -> list[str]:
+    """One line for each protocol and bound address."""
+    groups: dict[tuple[Protocol, IPv4Address | IPv6Address | None], list[PortForward]] = {}
+    for forward in forwards:
+        groups.setdefault((forward.protocol, forward.address), []).append(forward)
+    return [
+        f"{protocol.name:8} {', '.join(joined_ranges(group))}" + (f" on {address}" if address else "")
+        for (protocol, address), group in groups.items()
+    ]
+
+
+def joined_ranges(forwards: Iterable[PortForward]) -> list[str]:
+    """Neighbouring ports as ranges: `22`, `8000-8010`, `2222 -> 22`, `8000-8010 -> 9000-9010`."""
+    ordered = sorted(forwards, key=lambda forward: forward.port)
+    texts = []
+    for _, run in groupby(enumerate(ordered), lambda item: (item[1].port - item[0], item[1].target - item[1].port)):
+        members = [forward for _, forward in run]
+        first, last = members[0], members[-1]
+        source, target = _range(first.port, last.port), _range(first.target, last.target)
+        texts.append(source if source == target else f"{source} -> {target}")
+    return texts
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _mapped(network: GuestNetwork) -> list[str]:
+    lines = []
+    if network.ipv4 is not None:
+        lines.append(f"{network.ipv4.gateway} -> 127.0.0.1")
+    if network.ipv6 is not None:
+        lines.append(f"{network.ipv6.gateway} -> ::1")
+    lines += [
+        f"{forward.seen_by_guest} -> {forward.on_host} for DNS (ports 53 and 853)" for forward in network.dns_forwards
+    ]
+    return lines
+
+
+def _qemu(socket_path: Path, machine: str) -> str:
+    """QEMU's arguments (7.2 or later); a comma in a value of `-netdev` is written twice."""
+    path = str(socket_path).replace(",", ",,")
+    netdev = f"stream,id=n,server=off,addr.type=unix,addr.path={path}"
+    return f"qemu-system-{machine} ... -device virtio-net-pci,netdev=n -netdev {shlex.quote(netdev)}"

@@ -1,0 +1,71 @@
+"""The PID file: mode 0600, the number and a newline, there only while the daemon is ready.
+
+It is locked (flock(2)) as long as the daemon lives: a file that is left behind by a crash is overwritten, one
+whose writer lives is not.
+"""
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from trio_passt.errors import StartupError
+
+
+class PidFile:
+    """A PID file of this process's.  `remove` it at the end."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file, or take over one whose writer is gone.
+
+        Raises `StartupError` if it can't be written, is a symbolic link or no regular file, or belongs to a
+        running process.
+        """
+        self._path = path
+        try:
+            self._fd = _open_and_lock(path)
+            try:
+                os.fchmod(self._fd, 0o600)
+                os.ftruncate(self._fd, 0)
+                os.write(self._fd, b"%d\n" % os.getpid())
+            except OSError:
+                self.remove()
+                raise
+        except OSError as error:
+            raise StartupError(f"can't write PID file '{path}': {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Remove the file if it is still ours; that it can't be removed is nobody's concern any more."""
+        with suppress(OSError):
+            if _is_open_as(self._path, self._fd):
+                self._path.unlink()
+        os.close(self._fd)
+
+
+def _open_and_lock(path: Path) -> int:
+    """A descriptor of the file that is at `path` while it is locked."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StartupError(f"can't write PID file '{path}': not a regular file")
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_open_as(path, fd):
+                return fd
+        except BlockingIOError as error:
+            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise StartupError(f"PID file '{path}' belongs to a running process ({holder})") from error
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # its writer ended, and removed it between the two calls
+
+
+def _is_open_as(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
