@@ -10,16 +10,18 @@ connect a *datagram* socket to it: for a live stream socket the kernel answers E
 connection that the other daemon would take for its guest; for a dead one ECONNREFUSED (unix(7)).
 
 Two daemons may find the same dead file, and the slower one must not remove the file that the quicker one has
-put in its place.  So the file is renamed first, and asked once more under the name that nobody else knows.
-Who gets the free path in the end, `bind` decides.
+put in its place.  So they take turns, by a lock on the directory (flock(2)).  Where that can't be had (a
+directory that may be written but not read), they go on without.  Who gets a free path, `bind` decides.
 """
 
 import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -108,29 +110,27 @@ def _listen(path: Path) -> GuestListener:
 
 def _bind(sock: socket.socket, path: Path) -> None:
     """Bind, in the place of a dead socket's file if need be."""
-    try:
-        sock.bind(os.fspath(path))
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        _remove_dead(path)
-        sock.bind(os.fspath(path))
+    with _turn_in(path.parent):
+        try:
+            sock.bind(os.fspath(path))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _check_dead(path)
+            path.unlink()
+            _log.info("replacing %s, on which nobody listens", path)
+            sock.bind(os.fspath(path))
 
 
-def _remove_dead(path: Path) -> None:
-    """Remove a dead socket's file; `OSError` if it is none, or not ours to remove."""
-    _check_dead(path)
-    aside = path.with_name(f".{os.getpid()}")
-    path.rename(aside)
-    try:
-        _check_dead(aside)
-    except OSError:
-        with suppress(FileExistsError):
-            os.link(aside, path)
-        raise
-    finally:
-        aside.unlink()
-    _log.info("replacing %s, on which nobody listens", path)
+@contextmanager
+def _turn_in(directory: Path) -> Iterator[None]:
+    """Be the only daemon that makes or replaces sockets in `directory`."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _check_dead(path: Path) -> None:
