@@ -202,38 +202,37 @@ def test_the_real_default_paths() -> None:
     assert listener.DEFAULT_PATHS[-1] == Path("/tmp/passt_64.socket")
 
 
+class FlakyListener(socket.socket):
+    """A socket whose `accept` fails a few times before it works."""
+
+    def __init__(self, errors: list[OSError]) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.errors = errors
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().accept()
+
+
 async def test_accept_waits_when_descriptors_are_short(
     path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guests = listen(path)
-    answers = [
+    errors = [
         OSError(errno.EMFILE, "Too many open files"),
         ConnectionAbortedError(errno.ECONNABORTED, "aborted"),
         BlockingIOError(errno.EAGAIN, "nobody there"),
     ]
-    guests._socket = _Failing(guests._socket, answers)  # type: ignore[assignment]
+    sock = FlakyListener(errors)
+    sock.bind(str(path))
+    sock.listen()
+    guests = listener.GuestListener(sock, path)
     with connect(path):
         (await guests.accept()).close()
     guests.close()
-    assert answers == []
+    assert errors == []
     assert trio.current_time() >= listener.RETRY_ACCEPT_S
     assert [record.getMessage() for record in caplog.records] == ["can't accept a guest now: Too many open files"]
-
-
-class _Failing:
-    """A socket whose `accept` fails a few times before it works."""
-
-    def __init__(self, sock: socket.socket, errors: list[OSError]) -> None:
-        self._sock = sock
-        self._errors = errors
-
-    def accept(self) -> tuple[socket.socket, object]:
-        if self._errors:
-            raise self._errors.pop(0)
-        return self._sock.accept()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._sock, name)
 
 
 async def test_connected_descriptor() -> None:

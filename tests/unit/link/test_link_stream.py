@@ -1,7 +1,9 @@
 """`StreamLink`: the contract over a socket pair, and what only a byte stream can do wrong."""
 
+import errno
 import socket
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -252,5 +254,31 @@ async def test_raises_the_socket_buffers() -> None:
     before = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     link = StreamLink(ours)
     assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= before
+    link.close()
+    theirs.close()
+
+
+class FlakySocket(socket.socket):
+    """A socket whose reads fail as told before they work."""
+
+    errors: list[OSError]
+
+    def recv_into(self, *args: Any) -> int:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().recv_into(*args)
+
+
+async def test_errors_while_reading() -> None:
+    ours, theirs = socket.socketpair()
+    sock = FlakySocket(fileno=ours.detach())
+    sock.errors = [BlockingIOError(errno.EAGAIN, "a false alarm")]
+    link = StreamLink(sock)
+    theirs.sendall(framing.join([frame_of(1)]).data * 2)
+    assert await read_frames(link, 2) == [frame_of(1)] * 2
+    sock.errors = [OSError(errno.ENOMEM, "Cannot allocate memory")]
+    theirs.sendall(b"x")
+    with pytest.raises(LinkClosed, match="the guest's socket failed: Cannot allocate memory"):
+        await link.receive_batch()
     link.close()
     theirs.close()
