@@ -175,15 +175,13 @@ class StreamLink:
         raise LinkClosed(reason)
 
     def _mark_closed(self, reason: str) -> None:
-        """No more is written or read; whoever waits is woken, by the shutdown and by `_wanted`."""
+        """No more is written or read; the shutdown wakes whoever waits for either."""
         if self._closed is None:
             self._closed = reason
         self._rest = b""
         self._full = False
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        if self._callbacks:
-            self._wanted.set()
 
     def close(self) -> None:
         """Close the socket; a task that waits in `receive_batch` gets `LinkClosed`."""

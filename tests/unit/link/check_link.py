@@ -235,10 +235,13 @@ class LinkContract:
                 fill(link)
                 link.when_ready(greedy)
 
+        def modest() -> None:
+            order.append("modest" if link.send([single(frame_of(1))]) else "too early")
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
             link.when_ready(greedy)
-            link.when_ready(lambda: order.append("modest"))
+            link.when_ready(modest)
             await until_received(guest, len(frames))
             await trio.testing.wait_all_tasks_blocked()
             while len(order) < 6:
