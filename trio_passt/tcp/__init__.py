@@ -1,0 +1,1 @@
+"""TCP: start with `flow`, whose theory of operation explains the rest."""

@@ -30,8 +30,8 @@ from trio_passt.wire.frames import (
 
 Bounds = list[tuple[int, int]]
 
-RUN_STARTS_AT = 6
-"""Equal lengths in a row after which a run is worth a NumPy comparison, which costs as much as 15 frames."""
+RUN_STARTS_AT = 16
+"""Equal lengths in a row after which a run is worth a NumPy comparison, which costs as much as about 20 frames."""
 
 RUN_LOOK_AHEAD = 512
 """Frames that one comparison looks at."""

@@ -26,9 +26,7 @@ class IPProtocol(IntEnum):
     ICMPV6 = 58
 
 
-def emit_packet(
-    source: bytes, destination: bytes, protocol: int, payload: Buffer, hop_limit: int = 64
-) -> bytes:
+def emit_packet(source: bytes, destination: bytes, protocol: int, payload: Buffer, hop_limit: int = 64) -> bytes:
     """An IP packet; its version follows from the length of the packed addresses (both 4 or both 16 bytes)."""
     if len(source) == 4:
         header = ipv4.emit(ipv4.IPv4Header(source, destination, protocol, ttl=hop_limit), len(payload))

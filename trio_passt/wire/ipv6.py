@@ -79,9 +79,7 @@ def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
         else:
             length = (payload[1] + 1) * 8
         if length > len(payload):
-            raise MalformedPacket(
-                f"IPv6 extension header {this_header} of {length} bytes, {len(payload)} left"
-            )
+            raise MalformedPacket(f"IPv6 extension header {this_header} of {length} bytes, {len(payload)} left")
         payload = payload[length:]
         if offset:  # what follows in a later fragment is not a header (RFC 8200 section 4.5)
             break
@@ -102,6 +100,4 @@ def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
 def emit(header: IPv6Header, payload_bytes: int) -> bytes:
     """The 40 bytes of the fixed header for a payload of `payload_bytes`; fragments are not emitted here."""
     first_word = (6 << 28) | (header.traffic_class << 20) | header.flow_label
-    return _HEADER.pack(
-        first_word, payload_bytes, header.protocol, header.hop_limit, header.source, header.destination
-    )
+    return _HEADER.pack(first_word, payload_bytes, header.protocol, header.hop_limit, header.source, header.destination)

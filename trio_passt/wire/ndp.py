@@ -217,9 +217,7 @@ def _parse_router_advertisement(body: bytes) -> RouterAdvertisement:
 
 def _parse_prefix(value: bytes) -> Prefix:
     length, flags, valid_s, preferred_s, _reserved, address = _PREFIX.unpack(value)
-    return Prefix(
-        IPv6Address(address), length, valid_s, preferred_s, bool(flags & _ON_LINK), bool(flags & _AUTONOMOUS)
-    )
+    return Prefix(IPv6Address(address), length, valid_s, preferred_s, bool(flags & _ON_LINK), bool(flags & _AUTONOMOUS))
 
 
 def _emit_router_advertisement(value: RouterAdvertisement) -> bytes:

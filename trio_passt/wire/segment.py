@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-Of the 54 (IPv4) or 74 (IPv6) bytes of Ethernet, IP and TCP header, a connection changes few from one segment to the
-next: lengths, sequence numbers, flags, window, checksums.  `TcpHeaders` keeps the rest, and the sums of the rest, so that a
-segment costs one copy and three small writes.
+Of the 54 (IPv4) or 74 (IPv6) bytes of Ethernet, IP and TCP header, a
+connection changes few from one segment to the next: lengths, sequence numbers, flags, window, checksums.
+`TcpHeaders` keeps the rest, and the sums of the rest, so that a segment costs one copy and three small writes.
 
 A payload that is larger than the MSS becomes a *run*: a `(count, prefix + headers + mss)` array of bytes into which
 NumPy broadcasts the template, writes sequence numbers and checksums as columns and reshapes the payload, about 1 µs a
@@ -45,15 +45,15 @@ class TcpHeaders:
     """
 
     __slots__ = (
-        "_template",
+        "_capabilities",
+        "_ip_at",
         "_ip_sum",
+        "_is_ipv4",
+        "_tcp_at",
         "_tcp_sum",
+        "_template",
         "guest_mac",
         "header_bytes",
-        "_is_ipv4",
-        "_ip_at",
-        "_tcp_at",
-        "_capabilities",
     )
 
     def __init__(
@@ -95,8 +95,9 @@ class TcpHeaders:
     def cut(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> list[FrameRun]:
         """`payload` as segments of at most `mss` bytes (a multiple of 4); the last one gets `flags`, the others no PSH.
 
-        The frames are in order: the first n of them carry the first `min(n * mss, len(payload))` bytes, or with a link
-        that segments by itself `TSO_PAYLOAD_BYTES` rounded down to whole segments instead of `mss` (`payload_per_frame`).
+        The frames are in order: the first n of them carry the first `min(n * mss, len(payload))` bytes, or with a
+        link that segments by itself `TSO_PAYLOAD_BYTES` rounded down to whole segments instead of `mss`
+        (`payload_per_frame`).
         """
         step = self.payload_per_frame(mss)
         last = (len(payload) - 1) // step * step
@@ -116,9 +117,7 @@ class TcpHeaders:
         """How many bytes of payload each full frame made by `cut` carries."""
         return TSO_PAYLOAD_BYTES // mss * mss if self._capabilities.tso else mss
 
-    def _payload_frame(
-        self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int
-    ) -> FrameRun:
+    def _payload_frame(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> FrameRun:
         payload_sum = 0 if self._capabilities.checksum else checksum.sum_of(payload)
         segment_bytes = mss if len(payload) > mss else 0
         return self._frame(seq & 0xFFFFFFFF, ack, flags, window, payload, b"", payload_sum, segment_bytes)

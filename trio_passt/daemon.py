@@ -1,0 +1,154 @@
+"""The top nursery: the whole program on one screen.
+
+root nursery
+├─ signals               SIGTERM, SIGINT, SIGQUIT end everything in order
+├─ port listeners        one task for all forwarded ports
+├─ door                  turns away a second guest while one is there
+└─ guest session         a nursery for all that one guest connection owns; the guest goes, it is cancelled
+   ├─ root task          reads a batch of frames, dispatches it
+   ├─ link, readiness    finish partly written frames; fetch the events of all host sockets
+   ├─ router             unsolicited router advertisements
+   └─ flows              one task each
+"""
+
+import logging
+import random
+import resource
+import secrets
+import signal
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import trio
+
+from trio_passt.config import Config, GuestNetwork
+from trio_passt.dispatch import Dispatcher
+from trio_passt.flow.guest import Guest
+from trio_passt.flow.session import Session
+from trio_passt.flow.translate import AddressMap
+from trio_passt.host.listeners import PortListeners
+from trio_passt.host.queue import SCRATCH_BYTES
+from trio_passt.host.readiness import Readiness
+from trio_passt.link.base import Link, LinkClosed
+from trio_passt.link.capture import Capture, CapturingLink, open_capture
+from trio_passt.link.listener import GuestListener, from_fd, listen
+from trio_passt.services import ndp
+from trio_passt.wire import frames
+
+log = logging.getLogger("trio_passt")
+
+
+async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> None:
+    """Open everything, call `on_ready` with the socket's path (None with a connected one), serve guests until the end.
+
+    Returns after SIGTERM, SIGINT or SIGQUIT, and when the only guest has gone (`one_off`, or a connected descriptor).
+    Raises StartupError if something can't be opened; everything that was opened is closed again in any case.
+    """
+    with ExitStack() as opened:
+        raise_descriptor_limit()
+        listeners = PortListeners.bind(config.forwards)
+        opened.callback(listeners.close)
+        capture = open_capture(config.pcap) if config.pcap else None
+        if capture is not None:
+            opened.callback(capture.close)
+        door = None if config.attachment.fd is not None else listen(config.attachment.socket_path)
+        only_guest = from_fd(config.attachment.fd) if config.attachment.fd is not None else None
+        for attachment in (door, only_guest):
+            if attachment is not None:
+                opened.callback(attachment.close)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) as signals:
+            on_ready(door.path if door else None)
+            async with trio.open_nursery() as root:
+                root.start_soon(end_on_signal, signals, root.cancel_scope)
+                root.start_soon(listeners.run)
+                if only_guest is not None:
+                    await serve_guest(only_guest, config, listeners, capture)
+                elif door is not None:
+                    await serve_guests(door, config, listeners, capture)
+                root.cancel_scope.cancel()
+
+
+async def end_on_signal(signals: trio.MemoryReceiveChannel[int], everything: trio.CancelScope) -> None:
+    """The orderly end."""
+    async for number in signals:
+        log.info("ended by %s", signal.Signals(number).name)
+        everything.cancel()
+
+
+async def serve_guests(door: GuestListener, config: Config, listeners: PortListeners, capture: Capture | None) -> None:
+    """One guest at a time, one after the other; with `one_off` the first is the last."""
+    while True:
+        link = await door.accept()
+        log.info("guest connected")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turn_away, door)
+            await serve_guest(link, config, listeners, capture)
+            nursery.cancel_scope.cancel()
+        if config.one_off:
+            return
+
+
+async def turn_away(door: GuestListener) -> None:
+    """Accept and close whoever comes while a guest is there."""
+    while True:
+        (await door.accept()).close()
+        log.warning("refused a second guest: one is connected already")
+
+
+async def serve_guest(link: Link, config: Config, listeners: PortListeners, capture: Capture | None) -> None:
+    """One guest session, from its connection to its end."""
+    if capture is not None:
+        link = CapturingLink(link, capture)
+    with ExitStack() as opened:
+        opened.callback(link.close)
+        readiness = Readiness()
+        opened.callback(readiness.close)
+        network = config.network
+        session = Session(
+            link=link,
+            network=network,
+            guest=Guest(network),
+            addresses=AddressMap(network),
+            readiness=readiness,
+            drops=Counter(),
+            scratch=memoryview(bytearray(SCRATCH_BYTES)),
+            secret=secrets.token_bytes(32),
+        )
+        async with trio.open_nursery() as nursery:
+            dispatcher = Dispatcher(session, nursery, config.flow_limit)
+            nursery.start_soon(link.run)
+            nursery.start_soon(readiness.run)
+            nursery.start_soon(advertise_router, link, network)
+            listeners.receiver = dispatcher
+            opened.callback(setattr, listeners, "receiver", None)
+            try:
+                await own_frames(link, dispatcher)
+            except LinkClosed as closed:
+                log.info("guest gone: %s", closed)
+            nursery.cancel_scope.cancel()
+        for reason, count in session.drops.most_common():
+            log.debug("dropped: %s: %d", reason, count)
+
+
+async def own_frames(link: Link, dispatcher: Dispatcher) -> None:
+    """The root task: reads a batch of frames, dispatches it.  It never awaits a flow."""
+    dispatcher.find_guest()
+    while True:
+        dispatcher.dispatch(await link.receive_batch())
+
+
+async def advertise_router(link: Link, network: GuestNetwork) -> None:
+    """Unsolicited router advertisements (RFC 4861 section 6.2.4); one that a full link does not take is left out."""
+    sent = 0
+    while network.ipv6 is not None:
+        await trio.sleep(ndp.next_interval_s(sent, random.random()))
+        link.send([frames.single(ndp.advertisement(network))])
+        sent += 1
+
+
+def raise_descriptor_limit() -> None:
+    """The soft limit of open files up to the hard one: every flow holds a descriptor."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,70 @@
+"""What is learned about the guest from its frames: its MAC address and the addresses it uses."""
+
+from ipaddress import IPv6Address
+
+from trio_passt.config import GuestNetwork
+from trio_passt.wire.ethernet import BROADCAST, is_multicast
+
+_LINK_LOCAL_PREFIX = 0xFE80 >> 6
+
+
+def is_link_local(address: bytes) -> bool:
+    """Whether a packed address is an IPv6 link-local one (fe80::/10, RFC 4291 section 2.5.6)."""
+    return len(address) == 16 and int.from_bytes(address[:2], "big") >> 6 == _LINK_LOCAL_PREFIX
+
+
+class Guest:
+    """One guest's own addresses, packed: at first those it was assigned, then those it was last seen to use.
+
+    A guest may have another address than the one that it was offered; link-local and global ones are learned apart.
+    """
+
+    __slots__ = ("_global_ipv6", "_ipv4", "_link_local", "_reserved", "mac")
+
+    def __init__(self, network: GuestNetwork) -> None:
+        self.mac = BROADCAST
+        self._ipv4 = network.ipv4.address.packed if network.ipv4 else None
+        self._global_ipv6 = network.ipv6.address.packed if network.ipv6 else None
+        self._link_local: bytes | None = None
+        self._reserved = set()
+        if network.ipv4:
+            self._reserved |= {network.ipv4.gateway.packed, bytes(4), b"\xff" * 4}
+        if network.ipv6:
+            self._reserved |= {network.ipv6.gateway.packed, IPv6Address("::").packed}
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the guest has spoken, so that its MAC address is known."""
+        return self.mac != BROADCAST
+
+    def learn_mac(self, mac: bytes) -> None:
+        """A frame came from `mac`."""
+        if mac != self.mac and not is_multicast(mac) and any(mac):
+            self.mac = mac
+
+    def learn_address(self, source: bytes) -> None:
+        """A packet came from the packed address `source`; ours, unspecified and group addresses teach nothing."""
+        if source in (self._ipv4, self._global_ipv6, self._link_local) or source in self._reserved:
+            return
+        if len(source) == 4:
+            if not source[0] >= 224 and source[0] not in (0, 127):
+                self._ipv4 = source
+        elif is_link_local(source):
+            self._link_local = source
+        elif source[0] != 0xFF and any(source[:15]):
+            self._global_ipv6 = source
+
+    def address_towards(self, remote: bytes) -> bytes | None:
+        """Where to send packets that come from `remote`; `None` if that family is off.
+
+        A link-local sender is answered from a link-local address, so the guest is addressed by its own if it is known.
+        """
+        if len(remote) == 4:
+            return self._ipv4
+        if is_link_local(remote) and self._link_local is not None:
+            return self._link_local
+        return self._global_ipv6
+
+    def owns(self, address: bytes) -> bool:
+        """Whether the guest is known to use this packed address."""
+        return address in (self._ipv4, self._global_ipv6, self._link_local)

@@ -1,0 +1,45 @@
+"""What all flows of one guest connection share."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from trio_passt.config import GuestNetwork
+from trio_passt.flow.guest import Guest
+from trio_passt.flow.translate import AddressMap
+from trio_passt.host.readiness import Readiness
+from trio_passt.wire.frames import Capabilities, FrameRun
+
+
+class FrameSink(Protocol):
+    """The half of a link that flows use (see `trio_passt.link.base.Link`); they are handed it, and never import one."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the link does by itself."""
+
+    def send(self, runs: Sequence[FrameRun]) -> int:
+        """Take frames without waiting, and say how many."""
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once when a link that was full may take frames again."""
+
+
+@frozen(eq=False)
+class Session:
+    """One guest connection, as its flows see it.
+
+    `scratch` is the buffer that all of them peek and receive into, each within one step that does not await.  `drops`
+    counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).
+    """
+
+    link: FrameSink
+    network: GuestNetwork
+    guest: Guest
+    addresses: AddressMap
+    readiness: Readiness
+    drops: Counter[str]
+    scratch: memoryview
+    secret: bytes

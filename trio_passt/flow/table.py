@@ -1,0 +1,92 @@
+"""The flows of one protocol: look-up, start, limits, and the one place that decides what an error ends.
+
+A flow's expected errors (the peer resets, the host has no route) are its own business: it tells both sides and ends.
+What escapes from a flow is a bug; it ends that flow, with a reset to both sides and one log line, and nothing else.
+Cancellation is the guest session's end.
+"""
+
+import logging
+from typing import Generic, Protocol, TypeVar
+
+import trio
+
+from trio_passt.flow.key import FlowKey
+
+log = logging.getLogger("trio_passt.flow")
+
+LOG_EVERY_S = 10.0
+"""A line that a guest can cause at will is written at most this often."""
+
+
+class Flow(Protocol):
+    """What the table asks of a flow."""
+
+    @property
+    def key(self) -> FlowKey:
+        """Its name."""
+
+    async def run(self) -> None:
+        """Its whole life; it gives back what it holds when it returns, raises, or is cancelled."""
+
+    def abandon(self) -> None:
+        """After an unexpected error out of `run`: tell the guest that this is over.  Must not raise."""
+
+
+F = TypeVar("F", bound=Flow)
+
+
+class FlowLimit:
+    """How many flows there may be, of all protocols together."""
+
+    __slots__ = ("_logged_at", "count", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count = 0
+        self._logged_at = float("-inf")
+
+    def is_reached(self) -> bool:
+        """True, with a log line now and then, when there is no room for one more."""
+        if self.count < self.most:
+            return False
+        now = trio.current_time()
+        if now - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = now
+            log.warning("limit of %d flows reached, refusing new ones", self.most)
+        return True
+
+
+class FlowTable(Generic[F]):
+    """Flows by key, each running as a task in the guest session's nursery."""
+
+    def __init__(self, nursery: trio.Nursery, limit: FlowLimit) -> None:
+        self._nursery = nursery
+        self._limit = limit
+        self._flows: dict[FlowKey, F] = {}
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def get(self, key: FlowKey) -> F | None:
+        """The running flow with this key."""
+        return self._flows.get(key)
+
+    def start(self, flow: F) -> bool:
+        """Start `flow`, whose key must be free; false if the limit is reached, and nothing was started."""
+        if self._limit.is_reached():
+            return False
+        assert flow.key not in self._flows
+        self._flows[flow.key] = flow
+        self._limit.count += 1
+        self._nursery.start_soon(self._supervise, flow)
+        return True
+
+    async def _supervise(self, flow: F) -> None:
+        try:
+            await flow.run()
+        except Exception:
+            log.exception("flow %s ended by an internal error; please report this", flow.key)
+            flow.abandon()
+        finally:
+            del self._flows[flow.key]
+            self._limit.count -= 1

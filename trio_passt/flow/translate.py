@@ -1,0 +1,81 @@
+"""Which address on one side is which on the other: no NAT, but for the host itself.
+
+The guest has the host's own address, so it can't use that to reach the host; the gateway's address stands for the
+host's loopback instead.  The other way round, a host-local peer (from loopback, or from the address that the guest
+believes to be its own) appears to come from the gateway's address.  A nameserver that only the host can reach has an
+address of its own for the guest (`DnsForward`).  Everybody else keeps address and port.
+"""
+
+import socket
+from ipaddress import IPv4Address, IPv6Address
+
+from trio_passt.config import GuestNetwork
+from trio_passt.flow.guest import is_link_local
+from trio_passt.host.endpoint import Endpoint
+
+LOOPBACK_IPV4 = IPv4Address("127.0.0.1").packed
+LOOPBACK_IPV6 = IPv6Address("::1").packed
+
+DNS_PORTS = frozenset({53, 853})
+"""DNS (RFC 1035) and DNS over TLS (RFC 7858)."""
+
+_LOW_IPV6 = bytes(10)
+
+
+def is_unicast_destination(address: bytes) -> bool:
+    """Whether a guest may open a flow to this packed address.
+
+    Not to unspecified, loopback, group, reserved, or IPv4-mapped and -compatible addresses: the host's kernel would
+    take several of them for the host itself (0.0.0.0, ::ffff:127.0.0.1), behind the back of the mapping.
+    """
+    if len(address) == 4:
+        return address[0] not in (0, 127) and address[0] < 224
+    return address[0] != 0xFF and not address.startswith(_LOW_IPV6)
+
+
+class AddressMap:
+    """The translation for one guest network.
+
+    The addresses that stand for the host are looked up before anything else is judged.
+    """
+
+    __slots__ = ("_dns", "_host_by_guest", "_local", "_mapped", "_scope_id")
+
+    def __init__(self, network: GuestNetwork) -> None:
+        self._dns = {forward.seen_by_guest.packed: forward.on_host.packed for forward in network.dns_forwards}
+        self._host_by_guest: dict[bytes, bytes] = {}
+        self._local: set[bytes] = set()
+        self._mapped: dict[int, bytes] = {}
+        self._scope_id = 0
+        if network.ipv4:
+            self._host_by_guest[network.ipv4.gateway.packed] = LOOPBACK_IPV4
+            self._local.add(network.ipv4.address.packed)
+            self._mapped[4] = network.ipv4.gateway.packed
+        if network.ipv6:
+            self._host_by_guest[network.ipv6.gateway.packed] = LOOPBACK_IPV6
+            self._local |= {network.ipv6.address.packed, LOOPBACK_IPV6}
+            self._mapped[16] = network.ipv6.gateway.packed
+            self._scope_id = _interface_index(network.ipv6.interface)
+
+    def destination_on_host(self, address: bytes, port: int) -> Endpoint | None:
+        """Where the host has to connect to when the guest asks for `address` and `port`; `None`: nowhere, drop it."""
+        on_host = self._dns.get(address) if port in DNS_PORTS else None
+        on_host = on_host or self._host_by_guest.get(address)
+        if on_host is None:
+            if len(address) not in self._mapped or not is_unicast_destination(address):
+                return None
+            on_host = address
+        return Endpoint(on_host, port, self._scope_id if is_link_local(on_host) else 0)
+
+    def source_for_guest(self, address: bytes) -> bytes | None:
+        """What the guest sees as the address of a host peer at `address`; `None` if that family is off."""
+        if address in self._local or (len(address) == 4 and address[0] == 127):
+            return self._mapped.get(len(address))
+        return address if len(address) in self._mapped else None
+
+
+def _interface_index(name: str | None) -> int:
+    try:
+        return socket.if_nametoindex(name) if name else 0
+    except OSError:  # gone since; link-local peers are out of reach then
+        return 0

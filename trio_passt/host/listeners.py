@@ -1,0 +1,206 @@
+"""Forwarded ports: all of them bound at start, watched by one task through one epoll descriptor.
+
+A listening TCP socket gives connections, a UDP socket datagrams; both are handed to whoever is `Receiver` at the
+moment: the guest session, if there is one.  With no guest there is nobody to answer: a connection is reset, a
+datagram dropped.
+"""
+
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol as TypingProtocol
+
+from attrs import frozen
+
+from trio_passt.config import PortForward, Protocol
+from trio_passt.errors import StartupError
+from trio_passt.host import sockets
+from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.readiness import READABLE, Readiness
+from trio_passt.wire.checksum import Buffer
+
+log = logging.getLogger("trio_passt.ports")
+
+ACCEPTS_PER_TURN = 64
+DATAGRAMS_PER_TURN = 64
+"""A busy port gets its turn and then others do; the epoll is level-triggered, so nothing is forgotten."""
+
+BACKLOG = 1024
+"""Limited by net.core.somaxconn; connections wait here only until the task's next turn."""
+
+NO_DESCRIPTORS_PAUSE_S = 0.1
+"""Out of descriptors, a connection stays in the backlog and its socket readable; this keeps that from spinning."""
+
+DATAGRAM_BYTES = 65535
+_ANCILLARY_BYTES = socket.CMSG_SPACE(20) * 2
+_PKTINFO4 = struct.Struct("=i4s4s")
+_PKTINFO6 = struct.Struct("=16si")
+_IP_PKTINFO = 8  # linux/in.h; not in Python 3.11's socket module
+
+
+@frozen(eq=False)
+class UdpPort:
+    """A bound UDP socket, and the guest's port that it forwards to."""
+
+    socket: socket.socket
+    target: int
+
+    def send(self, payload: Buffer, peer: Endpoint, source: bytes) -> None:
+        """Send a datagram to `peer` from the packed local address `source` (IP_PKTINFO).  Raises OSError."""
+        if len(source) == 4:
+            control = (socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, source, bytes(4)))
+        else:
+            control = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source, peer.scope_id))
+        self.socket.sendmsg([payload], [control], 0, peer.sockaddr())
+
+
+class Receiver(TypingProtocol):
+    """Who takes what arrives at forwarded ports."""
+
+    def on_connection(self, host: socket.socket, peer: Endpoint, target: int) -> None:
+        """An accepted, non-blocking socket, the receiver's from now on; `target` is the guest's port."""
+
+    def on_datagram(self, port: UdpPort, peer: Endpoint, local: bytes, payload: bytes) -> None:
+        """A datagram from `peer` to the packed host address `local`."""
+
+
+class PortListeners:
+    """Every forwarded port's sockets.  `receiver` is set while a guest is there."""
+
+    def __init__(self, readiness: Readiness, sockets_to_close: ExitStack) -> None:
+        self.receiver: Receiver | None = None
+        self._readiness = readiness
+        self._sockets = sockets_to_close
+
+    @classmethod
+    def bind(cls, forwards: Iterable[PortForward]) -> "PortListeners":
+        """Bind all of them.  StartupError names the first that must be bound and can't be, and why."""
+        with ExitStack() as opened:
+            readiness = Readiness()
+            opened.callback(readiness.close)
+            listeners = cls(readiness, opened)
+            for forward in forwards:
+                listeners._bind(forward)
+            listeners._sockets = opened.pop_all()
+            return listeners
+
+    async def run(self) -> None:
+        """Accept and receive until cancelled."""
+        await self._readiness.run()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._sockets.close()
+
+    def _bind(self, forward: PortForward) -> None:
+        """Both families where no address is given; one is enough, since a host may lack the other."""
+        failures: list[OSError] = []
+        families = _families(forward)
+        for family in families:
+            try:
+                self._open(forward, family)
+            except OSError as error:
+                failures.append(error)
+        missing_family = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
+        serious = [error for error in failures if error.errno not in missing_family or len(failures) == len(families)]
+        if not serious:
+            return
+        text = f"can't forward {forward.protocol.name} port {forward.port}: {_explain(serious[0], forward.port)}"
+        if forward.must_bind:
+            raise StartupError(text)
+        log.warning("%s", text)
+
+    def _open(self, forward: PortForward, family: socket.AddressFamily) -> None:
+        is_tcp = forward.protocol is Protocol.TCP
+        kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._sockets.callback(sock.close)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if is_tcp:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        elif family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        wildcard = "0.0.0.0" if family == socket.AF_INET else "::"
+        sock.bind((str(forward.address or wildcard), forward.port))
+        if is_tcp:
+            sock.listen(BACKLOG)
+            self._readiness.watch(
+                sock.fileno(), lambda _mask: self._accept(sock, forward.target), events=READABLE, edge_triggered=False
+            )
+        else:
+            port = UdpPort(sock, forward.target)
+            self._readiness.watch(
+                sock.fileno(), lambda _mask: self._receive(port), events=READABLE, edge_triggered=False
+            )
+
+    def _accept(self, listener: socket.socket, target: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                host, name = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.warning("can't accept a connection to a forwarded port: %s", error.strerror)
+                    self._readiness.pause(NO_DESCRIPTORS_PAUSE_S)
+                    return
+                continue  # accept(2): errors of the connection, which is gone
+            host.setblocking(False)
+            if self.receiver is None:
+                sockets.reset(host)
+                continue
+            try:
+                sockets.prepare_tcp(host)
+                self.receiver.on_connection(host, Endpoint.of(name), target)
+            except OSError as error:
+                log.debug("connection from %s: %s", name, error)
+                sockets.reset(host)
+
+    def _receive(self, port: UdpPort) -> None:
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                payload, ancillary, _flags, name = port.socket.recvmsg(DATAGRAM_BYTES, _ANCILLARY_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:  # an ICMP error for an earlier reply
+                log.debug("forwarded UDP port: %s", error)
+                continue
+            local = _local_address(ancillary)
+            if self.receiver is not None and local is not None:
+                self.receiver.on_datagram(port, Endpoint.of(name), local, payload)
+
+
+def _families(forward: PortForward) -> list[socket.AddressFamily]:
+    match forward.address:
+        case IPv4Address():
+            return [socket.AF_INET]
+        case IPv6Address():
+            return [socket.AF_INET6]
+        case _:
+            return [socket.AF_INET, socket.AF_INET6]
+
+
+def _local_address(ancillary: list[tuple[int, int, bytes]]) -> bytes | None:
+    """The packed local address of a datagram (ip(7), ipv6(7): PKTINFO): a good source for the reply, also to a
+    broadcast."""
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            return bytes(_PKTINFO4.unpack(data[: _PKTINFO4.size])[1])
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+            return bytes(_PKTINFO6.unpack(data[: _PKTINFO6.size])[0])
+    return None
+
+
+def _explain(error: OSError, port: int) -> str:
+    reason = os.strerror(error.errno or 0)
+    if error.errno == errno.EACCES and port < 1024:
+        return f"{reason}: ports below net.ipv4.ip_unprivileged_port_start (see sysctl(8)) need CAP_NET_BIND_SERVICE"
+    return reason

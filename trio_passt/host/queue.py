@@ -1,0 +1,92 @@
+"""The kernel's receive queue of a TCP socket, used as the retransmission buffer of the guest's connection.
+
+Data is *peeked* at an offset, and discarded when the guest has acknowledged it; until then the kernel keeps it, and
+its window to the peer shrinks by it.  Where the kernel has SO_PEEK_OFF for TCP (Linux 6.9+), peeking continues where
+it left off; elsewhere each peek starts at the front and copies what was peeked before once more.
+"""
+
+import functools
+import socket
+import sys
+
+from trio_passt.host.sockets import SO_PEEK_OFF
+
+PEEK_BYTES = 256 * 1024
+"""Most that one peek copies; with several flows, each one's turn."""
+
+SCRATCH_BYTES = 1024 * 1024
+"""Size of the buffer all queues share: without SO_PEEK_OFF it bounds how much can be in flight to the guest."""
+
+
+@functools.cache
+def has_peek_offset(family: int) -> bool:
+    """Whether TCP sockets of this family know SO_PEEK_OFF; asked of the kernel once."""
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+        except OSError:
+            return False
+    return True
+
+
+class ReceiveQueue:
+    """Peek, then discard.  `scratch` is shared: a peeked view is good until the next peek of any queue."""
+
+    __slots__ = ("_offset", "_scratch", "_sock", "at_end")
+
+    def __init__(self, sock: socket.socket, scratch: memoryview, *, use_peek_offset: bool) -> None:
+        self._sock = sock
+        self._scratch = scratch
+        self._offset: int | None = None
+        self.at_end = False
+        """Set by whoever learns that the peer has sent its FIN (EPOLLRDHUP): needed without SO_PEEK_OFF, where the
+        end of the data can't be told from its present end."""
+        if use_peek_offset:
+            sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+            self._offset = 0
+
+    @property
+    def reach(self) -> int:
+        """The largest offset at which there is something to peek."""
+        return len(self._scratch) if self._offset is None else sys.maxsize
+
+    def peek(self, offset: int, most: int) -> memoryview | None:
+        """Up to `most` bytes from `offset` on: `None` if there are none yet, an empty view at the end of the data.
+
+        Raises OSError if the connection was reset.
+        """
+        most = min(most, PEEK_BYTES)
+        if self._offset is None:
+            return self._peek_from_front(offset, most)
+        if self._offset != offset:
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
+            self._offset = offset
+        try:
+            count = self._sock.recv_into(self._scratch, most, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        self._offset += count
+        return self._scratch[:count]
+
+    def _peek_from_front(self, offset: int, most: int) -> memoryview | None:
+        end = min(offset + most, len(self._scratch))
+        if end <= offset:
+            return None
+        at_end = self.at_end
+        try:
+            count = self._sock.recv_into(self._scratch, end, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        if count <= offset:
+            return self._scratch[:0] if at_end or count == 0 else None
+        return self._scratch[offset:count]
+
+    def discard(self, count: int) -> None:
+        """The first `count` bytes, all of them peeked before, are no longer needed (tcp(7), MSG_TRUNC)."""
+        while count:
+            dropped = self._sock.recv_into(self._scratch, min(count, len(self._scratch)), socket.MSG_TRUNC)
+            if dropped == 0:
+                raise ConnectionResetError("the receive queue is shorter than what was peeked from it")
+            count -= dropped
+            if self._offset is not None:
+                self._offset = max(0, self._offset - dropped)

@@ -1,0 +1,100 @@
+"""Host sockets and their options: everything that a flow asks of the kernel, by name.
+
+All sockets are non-blocking.  Errors are the kernel's `OSError`.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
+
+from trio_passt.host.endpoint import Endpoint
+
+SO_PEEK_OFF = 42  # asm-generic/socket.h; not in Python's socket module
+
+_TCP_INFO_BYTES = 104
+_TCP_INFO_RTT_AT = 68
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+_INT = struct.Struct("i")
+
+
+def start_tcp_connection(peer: Endpoint) -> socket.socket:
+    """A socket that is connecting, or connected already; readiness to write tells the end, `pending_error` the outcome.
+
+    Raises OSError for what fails at once (refused on loopback, unreachable, no descriptors left).
+    """
+    sock = socket.socket(peer.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        prepare_tcp(sock)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect(peer.sockaddr())
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def prepare_tcp(sock: socket.socket) -> None:
+    """Options of every TCP socket that carries a flow: no delay by Nagle (the guest has its own), keep-alive."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def pending_error(sock: socket.socket) -> OSError | None:
+    """The error that the kernel holds for this socket (SO_ERROR), which is cleared by asking."""
+    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return OSError(number, os.strerror(number)) if number else None
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP socket with a reset to its peer instead of a FIN (socket(7), SO_LINGER with time 0)."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    sock.close()
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """How many bytes the peer has not acknowledged yet, a FIN counted as one (tcp(7), SIOCOUTQ)."""
+    return int(_INT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+
+
+def send_buffer_bytes(sock: socket.socket) -> int:
+    """The present size of the send buffer, which the kernel tunes."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+
+def round_trip_s(sock: socket.socket) -> float:
+    """The kernel's smoothed round trip to the peer (tcp(7), TCP_INFO, tcpi_rtt)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    return int.from_bytes(info[_TCP_INFO_RTT_AT : _TCP_INFO_RTT_AT + 4], "little") / 1e6
+
+
+def open_ping(address_bytes: int, identifier: int) -> socket.socket:
+    """A ping socket (icmp(7), "ICMP datagram sockets") with the given echo identifier, if that one is free.
+
+    Otherwise the kernel chooses the identifier (`getsockname()[1]`).  PermissionError: the process's group is not in
+    `net.ipv4.ping_group_range`.
+    """
+    if address_bytes == 4:
+        family, protocol, wildcard = socket.AF_INET, socket.IPPROTO_ICMP, "0.0.0.0"
+    else:
+        family, protocol, wildcard = socket.AF_INET6, socket.IPPROTO_ICMPV6, "::"
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+    try:
+        sock.bind((wildcard, identifier))
+    except OSError:
+        sock.bind((wildcard, 0))
+    return sock
+
+
+def open_udp(peer: Endpoint) -> socket.socket:
+    """A UDP socket connected to `peer`: only that peer's datagrams and errors come back."""
+    sock = socket.socket(peer.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(peer.sockaddr())
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,268 @@
+"""An established connection: four steps, each of which does what can be done now and never waits.
+
+`flow` calls them in a loop.  The two halves decide what the numbers mean; here they meet the host socket and the link.
+"""
+
+import errno
+import socket
+
+from trio_passt.flow.session import Session
+from trio_passt.host import readiness, sockets
+from trio_passt.host.queue import ReceiveQueue
+from trio_passt.tcp import closing, seq, timeouts
+from trio_passt.tcp.closing import FromGuestState, ToGuestState
+from trio_passt.tcp.from_guest import FromGuest, Receipt
+from trio_passt.tcp.keepalive import Keepalive
+from trio_passt.tcp.output import Output
+from trio_passt.tcp.to_guest import Timeout, ToGuest
+from trio_passt.wire import tcp
+from trio_passt.wire.tcp import TcpSegment
+
+PIECES_PER_WRITE = 1024
+"""IOV_MAX: how many pieces one sendmsg takes."""
+
+WINDOW_ALLOWANCE_BYTES = 128 * 1024
+"""The guest may always send so much beyond what the host socket has room for.  So a full send buffer has a little
+more waiting in front of it, and that is what makes the kernel grow the buffer, and report the moment there is room
+again."""
+
+
+class GuestReset(Exception):  # noqa: N818 - what the guest did, not an error of ours
+    """The guest reset the connection."""
+
+
+class Bridge:
+    """Both halves of the guest's connection, joined to a connected host socket.  Times are Trio's, in seconds."""
+
+    __slots__ = (
+        "_answer_now",
+        "_drops",
+        "_host",
+        "_keepalive",
+        "_output",
+        "_progress_at",
+        "_queue",
+        "_readable",
+        "_resend_first",
+        "_writable",
+        "from_guest",
+        "has_more",
+        "to_guest",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        output: Output,
+        host: socket.socket,
+        queue: ReceiveQueue,
+        from_guest: FromGuest,
+        to_guest: ToGuest,
+        now: float,
+    ) -> None:
+        self.from_guest = from_guest
+        self.to_guest = to_guest
+        self.has_more = False
+        """After `send`: there was more to send than one turn allows, so the next turn should come soon."""
+        self._drops = session.drops
+        self._output = output
+        self._host = host
+        self._queue = queue
+        self._keepalive = Keepalive(now)
+        self._readable = self._writable = True
+        self._answer_now = False
+        self._resend_first = False
+        self._progress_at = now
+
+    # -- what happened --------------------------------------------------------------------------------------------
+
+    def host_event(self, mask: int) -> None:
+        """The host socket became ready, or failed: raises OSError with the socket's error then."""
+        if mask & readiness.ERROR:
+            error = sockets.pending_error(self._host)
+            if error is not None:
+                raise error
+        if mask & readiness.PEER_CLOSED:
+            self._queue.at_end = True
+        if mask & (readiness.READABLE | readiness.PEER_CLOSED | readiness.HANG_UP):
+            self._readable = True
+        if mask & readiness.WRITABLE:
+            self._writable = True
+
+    def take(self, segment: TcpSegment, now: float) -> None:
+        """One segment from the guest, checked in the order of RFC 9293 section 3.10.7.4.
+
+        Raises GuestReset for a reset with the exact sequence number; one that is merely in the window, and a SYN, are
+        answered with a challenge ACK (RFC 5961 sections 3 and 4).
+        """
+        if not self.from_guest.is_acceptable(segment):
+            if not segment.flags & tcp.RST:
+                self._answer_now = True
+            return
+        if segment.flags & tcp.RST:
+            if segment.seq == self.from_guest.next:
+                raise GuestReset
+            self._answer_now = True
+            return
+        if segment.flags & tcp.SYN:
+            self._answer_now = True
+            return
+        if not segment.flags & tcp.ACK:
+            return
+        acknowledgement = self.to_guest.acknowledge(segment, now)
+        if not acknowledgement.is_valid:
+            self._answer_now = True
+            return
+        self._keepalive.heard(now)
+        if acknowledgement.data_bytes:
+            self._queue.discard(acknowledgement.data_bytes)
+        if acknowledgement.resend_first:
+            self._resend_first = True
+        receipt = self.from_guest.receive(segment)
+        if receipt is Receipt.OUT_OF_ORDER or (receipt is Receipt.NOTHING_NEW and segment.sequence_length):
+            self._answer_now = True
+
+    def answer_at_once(self) -> None:
+        """The guest is owed an ACK: the one that completes a handshake."""
+        self._answer_now = True
+
+    def expire(self, now: float) -> None:
+        """Do what is due; raises TimeoutError when the guest has been silent for too long."""
+        if self.to_guest.deadline is not None and now >= self.to_guest.deadline:
+            match self.to_guest.timed_out(now):
+                case Timeout.RETRANSMIT:
+                    self._readable = True  # what was sent is in the queue, to be peeked again
+                case Timeout.PROBE:
+                    self._probe()
+                case Timeout.GIVE_UP:
+                    raise TimeoutError(errno.ETIMEDOUT, "the guest does not acknowledge")
+        if now >= self._keepalive.deadline(self._is_half_closed()):
+            if not self._keepalive.probe(now):
+                raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer probes")
+            self._probe()
+
+    def deadline(self, now: float) -> float:
+        """When `expire`, or another look at the host's progress, is due."""
+        deadline = self._keepalive.deadline(self._is_half_closed())
+        if self.to_guest.deadline is not None:
+            deadline = min(deadline, self.to_guest.deadline)
+        if self._awaits_host_peer():
+            silence_s = now - self._progress_at
+            deadline = min(deadline, now + min(max(timeouts.DELAYED_ACK_S, silence_s / 10), 0.2))
+        return deadline
+
+    def is_finished(self) -> bool:
+        """Both ways are closed and acknowledged."""
+        return closing.is_finished(self.from_guest.state, self.to_guest.state)
+
+    # -- what to do ------------------------------------------------------------------------------------------------
+
+    def write_to_host(self) -> None:
+        """Give the host socket what the guest sent, and after its FIN shut it down for writing."""
+        from_guest = self.from_guest
+        while self._writable and from_guest.pending_bytes:
+            try:
+                count = self._host.sendmsg(list(from_guest.pending(PIECES_PER_WRITE)))
+            except BlockingIOError:
+                self._writable = False
+                from_guest.keep_pending()
+                break
+            from_guest.delivered(count)
+        if from_guest.state is FromGuestState.RECEIVED and not from_guest.pending_bytes:
+            self._host.shutdown(socket.SHUT_WR)
+            from_guest.host_shut_down()
+
+    def send(self, now: float) -> None:
+        """Send the guest what the host socket has for it, with acknowledgement and window; a bare ACK if one is due."""
+        ack = self.from_guest.acknowledgeable(self._unconfirmed())
+        window = self.from_guest.window_after(self._free_bytes(), ack)
+        if ack != self.from_guest.acknowledged:
+            self._progress_at = now
+        due = self._answer_now or ack != self.from_guest.acknowledged or self._opens_window(window, ack)
+        if self._send_data(ack, window, now) or (
+            due and self._output.segment(self.to_guest.next, ack, tcp.ACK, window)
+        ):
+            self._answer_now = False
+            self.from_guest.acknowledged_to_guest(ack, window)
+
+    def _send_data(self, ack: int, window: int, now: float) -> bool:
+        """True if anything went out, so that no bare ACK is needed."""
+        to_guest = self.to_guest
+        went_out = self._resend_first and self._resend(ack, window)
+        self.has_more = False
+        if to_guest.state is ToGuestState.OPEN and self._readable:
+            went_out |= self._send_new(ack, window, now)
+        if to_guest.state is ToGuestState.DUE and self._output.segment(to_guest.next, ack, tcp.FIN | tcp.ACK, window):
+            to_guest.fin_sent(now)
+            went_out = True
+        return went_out
+
+    def _send_new(self, ack: int, window: int, now: float) -> bool:
+        to_guest = self.to_guest
+        offset = to_guest.queue_offset
+        room = min(to_guest.room(), self._queue.reach - offset)
+        if room <= 0:
+            if to_guest.window == 0 and not to_guest.in_flight:
+                to_guest.window_closed(now)
+            return False
+        view = self._queue.peek(offset, room)
+        if view is None:
+            self._readable = False
+            return False
+        if not view:
+            to_guest.host_ended()
+            return False
+        taken = self._output.data(to_guest.next, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss)
+        if taken:
+            to_guest.sent(taken, now)
+        self.has_more = taken == len(view)
+        return taken > 0
+
+    def _resend(self, ack: int, window: int) -> bool:
+        """Once more the segment that the guest misses."""
+        to_guest = self.to_guest
+        self._resend_first = False
+        view = self._queue.peek(0, to_guest.mss)
+        if view:
+            return self._output.data(to_guest.una, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss) > 0
+        if to_guest.state is ToGuestState.SENT:
+            return self._output.segment(to_guest.una, ack, tcp.FIN | tcp.ACK, window)
+        return False
+
+    def _probe(self) -> None:
+        """A segment just outside of the guest's window, which it has to answer (RFC 9293 section 3.8.4)."""
+        ack = self.from_guest.acknowledged
+        window = self.from_guest.window_after(self._free_bytes(), ack)
+        self._output.segment(seq.add(self.to_guest.una, -1), ack, tcp.ACK, window)
+
+    # -- what the host socket can take, and what its peer has ------------------------------------------------------
+
+    def _unconfirmed(self) -> int:
+        """How much of what the kernel took must not be acknowledged to the guest yet."""
+        if self.from_guest.acknowledged == self.from_guest.next:
+            return 0
+        if sockets.round_trip_s(self._host) < timeouts.NEAR_PEER_RTT_S:
+            return 0
+        return sockets.unacknowledged(self._host)
+
+    def _awaits_host_peer(self) -> bool:
+        from_guest = self.from_guest
+        return from_guest.acknowledged != from_guest.next and (self._writable or not from_guest.pending_bytes)
+
+    def _free_bytes(self) -> int:
+        free = sockets.send_buffer_bytes(self._host) - sockets.unacknowledged(self._host)
+        return max(free, WINDOW_ALLOWANCE_BYTES) - self.from_guest.pending_bytes
+
+    def _opens_window(self, window: int, ack: int) -> bool:
+        """Whether telling the guest of this window is worth a segment (RFC 9293 section 3.8.6.2.2)."""
+        least = min(self.to_guest.mss, WINDOW_ALLOWANCE_BYTES // 2)
+        return self.from_guest.window < 2 * least and self.from_guest.window_gain(window, ack) >= least
+
+    def _is_half_closed(self) -> bool:
+        return closing.is_half_closed(self.from_guest.state, self.to_guest.state)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def reset_numbers(self) -> tuple[int, int]:
+        """Sequence and acknowledgement number of a reset that the guest will accept."""
+        return self.to_guest.next, self.from_guest.next

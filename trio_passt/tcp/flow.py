@@ -1,0 +1,291 @@
+"""One TCP connection of the guest, bridged to a host socket.
+
+Theory of operation
+-------------------
+To the guest this is the remote peer; to the remote peer the host's kernel is the guest.  There is no second TCP
+implementation between the two, and no buffer: the numbers of one side are *reflected* to the other.
+
+    guest  ── segments ──▶  FromGuest  ── sendmsg ──▶  host socket's send buffer  ──▶  peer
+    guest  ◀── segments ──  ToGuest    ◀──  peek  ──   host socket's receive queue ◀──  peer
+
+*To the host.*  What the guest sends in order is written to the host socket.  The window that the guest is told is
+what the socket's send buffer has room for, so a slow peer slows the guest, and nothing has to be dropped.  The guest
+gets its acknowledgement when the *peer* has acknowledged (SIOCOUTQ tells), so that an acknowledged byte has arrived;
+for a peer that is nearer than a millisecond, when the kernel has taken it, since asking again costs more than it
+says.
+
+*To the guest.*  Data is peeked from the host socket's receive queue, as much as the guest's window allows, and sent
+in super-segments.  It leaves the queue when the guest acknowledges it.  So a retransmission is a new peek; a link
+that is full needs no queue; and a guest that closes its window fills the kernel's queue, which closes the window that
+the peer sees.
+
+*One task.*  Three things can happen: segments from the guest, readiness of the host socket, a timer.  The first two
+ring the flow's doorbell; the task wakes, looks at everything, does all that can be done without waiting, and sleeps
+until the next ring or the nearest deadline.  No order of events has to be reasoned about: each of the four steps is
+harmless if there is nothing for it to do.
+
+*Ends.*  Each way closes by itself (`closing`).  A reset from one side is passed to the other, and so is everything
+that can't go on: `GuestReset` and `OSError` are the two ways out of the loop.  Silence is probed (`keepalive`), never
+just dropped.
+
+What it does not do: selective acknowledgement, timestamps, urgent data (passed on as ordinary data), congestion control
+towards the guest, whose link is local and says when it is full.
+"""
+
+import errno
+import logging
+import socket
+import time
+from collections import deque
+
+import trio
+
+from trio_passt.flow.doorbell import Doorbell
+from trio_passt.flow.key import FlowKey
+from trio_passt.flow.session import Session
+from trio_passt.host import readiness, sockets
+from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.queue import ReceiveQueue, has_peek_offset
+from trio_passt.tcp import handshake, seq, timeouts
+from trio_passt.tcp.bridge import Bridge, GuestReset
+from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, FromGuest
+from trio_passt.tcp.opening import Opening, Verdict
+from trio_passt.tcp.output import Output
+from trio_passt.tcp.to_guest import ToGuest
+from trio_passt.wire import tcp
+from trio_passt.wire.tcp import TcpSegment
+
+log = logging.getLogger("trio_passt.tcp")
+
+HOST_EVENTS = readiness.READABLE | readiness.WRITABLE | readiness.PEER_CLOSED
+
+
+class TcpFlow:
+    """The task of one connection.
+
+    Made by `outbound` (the guest sent a SYN) or `inbound` (a forwarded port accepted), fed by `deliver`, and run by the
+    flow table.
+    """
+
+    __slots__ = (
+        "_destination",
+        "_doorbell",
+        "_host",
+        "_host_events",
+        "_inbox",
+        "_initial_seq",
+        "_output",
+        "_reset_numbers",
+        "_session",
+        "_syn",
+        "key",
+    )
+
+    def __init__(self, session: Session, key: FlowKey) -> None:
+        self.key = key
+        self._session = session
+        self._doorbell = Doorbell()
+        self._output = Output(session, key, self._doorbell.ring)
+        self._inbox: deque[TcpSegment] = deque()
+        self._initial_seq = handshake.initial_sequence(session.secret, key, time.monotonic_ns())
+        self._host: socket.socket | None = None
+        self._host_events = 0
+        self._syn: TcpSegment | None = None
+        self._destination: Endpoint | None = None
+        self._reset_numbers = (0, 0)
+
+    @classmethod
+    def outbound(cls, session: Session, key: FlowKey, syn: TcpSegment, destination: Endpoint) -> "TcpFlow":
+        """A connection that the guest opens with `syn`, to be connected to `destination` by the host."""
+        flow = cls(session, key)
+        flow._syn = syn
+        flow._destination = destination
+        flow._reset_numbers = (0, seq.add(syn.seq, syn.sequence_length))
+        return flow
+
+    @classmethod
+    def inbound(cls, session: Session, key: FlowKey, host: socket.socket) -> "TcpFlow":
+        """A connection that was accepted on a forwarded port, and is to be opened towards the guest."""
+        flow = cls(session, key)
+        flow._host = host
+        return flow
+
+    def deliver(self, segment: TcpSegment) -> None:
+        """A segment from the guest; call `wake` after the last one of a batch."""
+        self._inbox.append(segment)
+
+    def wake(self) -> None:
+        """There is something in the inbox."""
+        self._doorbell.ring()
+
+    # -- a connection's life -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From the first SYN to the last acknowledgement, or to a reset."""
+        try:
+            bridge = await self._open()
+            while not bridge.is_finished():
+                now = trio.current_time()
+                bridge.host_event(self._take_host_events())
+                while self._inbox:
+                    bridge.take(self._inbox.popleft(), now)
+                bridge.expire(now)
+                bridge.write_to_host()
+                bridge.send(now)
+                self._reset_numbers = bridge.reset_numbers()
+                if bridge.has_more:
+                    self._doorbell.ring()
+                await self._sleep(bridge.deadline(now))
+            self._close_host()
+        except GuestReset:
+            log.debug("%s: reset by the guest", self.key)
+        except OSError as error:
+            log.debug("%s: %s", self.key, error)
+            self._reset_host()
+            await self._reset_guest()
+        finally:
+            self._reset_host()
+
+    async def _open(self) -> Bridge:
+        """Connect the host and shake hands with the guest, in the order in which a peer would answer."""
+        if self._syn is not None:
+            host = await self._connect_host()
+            first = await self._shake_hands(tcp.SYN | tcp.ACK, self._syn)
+            guest_syn = self._syn
+        else:
+            assert self._host is not None
+            host = self._host
+            self._watch(host)
+            first = guest_syn = await self._shake_hands(tcp.SYN, None)
+        session, now = self._session, trio.current_time()
+        terms = handshake.terms(guest_syn.options, session.network.link_mtu_bytes, len(self.key.remote))
+        use_peek_offset = has_peek_offset(host.family)
+        bridge = Bridge(
+            session,
+            self._output,
+            host,
+            ReceiveQueue(host, session.scratch, use_peek_offset=use_peek_offset),
+            FromGuest(guest_syn.seq, terms.own_scale, MAX_WINDOW_FIELD),
+            ToGuest(self._initial_seq, terms.mss, terms.guest_scale, first),
+            now,
+        )
+        if first is guest_syn:
+            bridge.answer_at_once()
+        else:
+            self._inbox.appendleft(first)  # it may carry data
+        log.debug("%s: established, MSS %d", self.key, terms.mss)
+        return bridge
+
+    async def _connect_host(self) -> socket.socket:
+        """The guest's SYN is not answered before the host is connected: a refusal can still be told as one."""
+        assert self._destination is not None
+        host = self._host = sockets.start_tcp_connection(self._destination)
+        self._watch(host)
+        with trio.move_on_after(timeouts.CONNECT_S):
+            while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
+                await self._doorbell.wait()
+                self._refuse_reset_while_connecting()
+        error = sockets.pending_error(host)
+        if error is not None:
+            raise error
+        if not self._host_events & readiness.WRITABLE:
+            raise TimeoutError(errno.ETIMEDOUT, "the host does not answer")
+        return host
+
+    def _refuse_reset_while_connecting(self) -> None:
+        """Retransmitted SYNs are the same connection; a reset ends it."""
+        while self._inbox:
+            segment = self._inbox.popleft()
+            if segment.flags & tcp.RST and segment.seq == self._reset_numbers[1]:
+                raise GuestReset
+
+    async def _shake_hands(self, flags: int, guest_syn: TcpSegment | None) -> TcpSegment:
+        """Send our SYN, again and again if need be, and return the guest's segment that answers it.
+
+        Raises GuestReset, and TimeoutError if the guest stays silent.
+        """
+        session = self._session
+        opening = Opening(self._initial_seq, guest_syn)
+        offer = handshake.offer(
+            session.network.link_mtu_bytes, len(self.key.remote), guest_syn.options if guest_syn else None
+        )
+        retry_s = timeouts.SYN_FIRST_RETRY_S
+        self._reset_numbers = opening.reset_numbers
+        deadline = trio.current_time() + timeouts.HANDSHAKE_S
+        while trio.current_time() < deadline:
+            self._output.segment(self._initial_seq, opening.ack, flags, MAX_WINDOW_FIELD, offer)
+            with trio.move_on_after(retry_s) as silence:
+                answer = await self._answer(opening)
+                if answer is not None:
+                    return answer
+            if silence.cancelled_caught:  # else the guest asked again, and gets our answer at once
+                retry_s *= 2
+        raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer the handshake")
+
+    async def _answer(self, opening: Opening) -> TcpSegment | None:
+        """The segment that completes the handshake, or `None` when the guest repeated its SYN.
+
+        What follows that segment stays in the inbox.
+        """
+        while True:
+            while self._inbox:
+                segment = self._inbox.popleft()
+                match opening.judge(segment):
+                    case Verdict.COMPLETES:
+                        return segment
+                    case Verdict.REPEATS:
+                        return None
+                    case Verdict.RESETS:
+                        raise GuestReset
+                    case Verdict.WRONG:
+                        self._output.segment(segment.ack, 0, tcp.RST, 0)
+                    case Verdict.MEANS_NOTHING:
+                        pass
+            await self._doorbell.wait()
+
+    # -- waking and sleeping -----------------------------------------------------------------------------------------
+
+    async def _sleep(self, until: float) -> None:
+        with trio.move_on_at(until):
+            await self._doorbell.wait()
+
+    def _watch(self, host: socket.socket) -> None:
+        self._session.readiness.watch(host.fileno(), self._on_host_event, events=HOST_EVENTS)
+
+    def _on_host_event(self, mask: int) -> None:
+        self._host_events |= mask
+        self._doorbell.ring()
+
+    def _take_host_events(self) -> int:
+        events, self._host_events = self._host_events, 0
+        return events
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def _close_host(self) -> None:
+        """Both sides are done: the kernel finishes the rest."""
+        if self._host is not None:
+            self._session.readiness.forget(self._host.fileno())
+            self._host.close()
+            self._host = None
+
+    def _reset_host(self) -> None:
+        """The host's peer sees a reset, not an orderly end that it could take for a complete transfer."""
+        if self._host is not None:
+            self._session.readiness.forget(self._host.fileno())
+            sockets.reset(self._host)
+            self._host = None
+
+    async def _reset_guest(self) -> None:
+        """Tell the guest; a full link gets a moment."""
+        with trio.move_on_after(timeouts.RESET_PATIENCE_S):
+            while not self._send_reset():
+                await self._doorbell.wait()
+
+    def _send_reset(self) -> bool:
+        number, ack = self._reset_numbers
+        return self._output.segment(number, ack, tcp.RST | tcp.ACK, 0)
+
+    def abandon(self) -> None:
+        """After an internal error: a reset to the guest, if the link takes it now."""
+        self._send_reset()

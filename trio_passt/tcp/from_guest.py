@@ -1,0 +1,146 @@
+"""The way from the guest to the host: what was received, what of it the host has, and the window.
+
+Pure: no Trio, no sockets, no clock.  The numbers, in the order in which a byte passes them:
+
+    right edge      the guest may send up to here (it never moves back)
+    next            received in order up to here (RCV.NXT)
+      - pending     received, waits for room in the host socket's send buffer
+      - unconfirmed in the host's kernel, not yet acknowledged by the host's peer
+    acknowledged    the acknowledgement number last sent to the guest
+
+Nothing that the guest sent within its window is ever dropped: what the host socket does not take stays in `pending`,
+and the window is the smaller for it.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum
+from itertools import islice
+
+from trio_passt.tcp import seq
+from trio_passt.tcp.closing import FROM_GUEST_TABLE, Event, FromGuestState
+from trio_passt.wire import tcp
+from trio_passt.wire.checksum import Buffer
+from trio_passt.wire.tcp import TcpSegment
+
+MAX_WINDOW_FIELD = 65535
+
+
+class Receipt(Enum):
+    """What a segment's data was good for.
+
+    IN_ORDER: new data or a FIN, right after what was there.
+    NOTHING_NEW: no data, or only such as was there before.
+    OUT_OF_ORDER: a gap before it; dropped, and the guest is to be told at once (RFC 5681 section 4.2).
+    """
+
+    IN_ORDER = "in order"
+    NOTHING_NEW = "nothing new"
+    OUT_OF_ORDER = "out of order"
+
+
+class FromGuest:
+    """The receiving half of the synthetic endpoint; finished when `state` is ACKNOWLEDGED."""
+
+    __slots__ = ("_edge", "_pending", "_scale", "acknowledged", "next", "pending_bytes", "state")
+
+    def __init__(self, initial_seq: int, window_scale: int, first_window: int) -> None:
+        """`initial_seq` is that of the guest's SYN, `first_window` the (unscaled) window of our own SYN."""
+        self.next = seq.add(initial_seq, 1)
+        self.acknowledged = self.next
+        self.state = FromGuestState.OPEN
+        self.pending_bytes = 0
+        self._pending: deque[Buffer] = deque()
+        self._scale = window_scale
+        self._edge = seq.add(self.next, first_window)
+
+    @property
+    def window(self) -> int:
+        """How much the guest may still send, in bytes."""
+        return seq.distance(self.next, self._edge)
+
+    def is_acceptable(self, segment: TcpSegment) -> bool:
+        """The four cases of RFC 9293 section 3.10.7.4: does any of it lie in the window?"""
+        start = seq.distance(self.next, segment.seq)
+        length = segment.sequence_length
+        window = self.window
+        if length == 0:
+            return start == 0 if window == 0 else 0 <= start < window
+        if window == 0:
+            return False
+        return 0 <= start < window or 0 <= start + length - 1 < window
+
+    def receive(self, segment: TcpSegment) -> Receipt:
+        """Take the part of an acceptable segment that is new and in the window."""
+        start = seq.distance(self.next, segment.seq)
+        has_fin = bool(segment.flags & tcp.FIN)
+        if start > 0:
+            return Receipt.OUT_OF_ORDER if segment.payload or has_fin else Receipt.NOTHING_NEW
+        if self.state is not FromGuestState.OPEN:
+            return Receipt.NOTHING_NEW
+        payload: Buffer = segment.payload
+        if start < 0:
+            payload = payload[-start:]
+            has_fin = has_fin and -start <= len(segment.payload)
+        if len(payload) > self.window:
+            payload, has_fin = payload[: self.window], False
+        if payload:
+            self._pending.append(payload)
+            self.pending_bytes += len(payload)
+            self.next = seq.add(self.next, len(payload))
+        if has_fin:
+            self.next = seq.add(self.next, 1)
+            self.state = FROM_GUEST_TABLE[self.state, Event.GUEST_FIN]
+        return Receipt.IN_ORDER if payload or has_fin else Receipt.NOTHING_NEW
+
+    def pending(self, most: int) -> Iterable[Buffer]:
+        """Up to `most` pieces that the host has to be given, in order."""
+        return islice(self._pending, most)
+
+    def delivered(self, count: int) -> None:
+        """The host socket took `count` bytes of what was pending."""
+        self.pending_bytes -= count
+        while count:
+            piece = self._pending.popleft()
+            if len(piece) > count:
+                self._pending.appendleft(memoryview(piece)[count:])
+                return
+            count -= len(piece)
+
+    def keep_pending(self) -> None:
+        """Copy what stays pending, so that a few bytes do not hold the memory of the batch that they came in."""
+        if any(isinstance(piece, memoryview) for piece in self._pending):
+            joined = b"".join(self._pending)
+            self._pending.clear()
+            self._pending.append(joined)
+
+    def host_shut_down(self) -> None:
+        """The host socket was shut down for writing, after the guest's FIN and all its data."""
+        self.state = FROM_GUEST_TABLE[self.state, Event.HOST_SHUT_DOWN]
+
+    def acknowledgeable(self, unconfirmed: int) -> int:
+        """The acknowledgement number to send, when `unconfirmed` bytes of what was delivered must not be covered.
+
+        `unconfirmed` counts a delivered FIN as one.  The number never goes back.
+        """
+        held = self.pending_bytes + unconfirmed + (self.state is FromGuestState.RECEIVED)
+        number = seq.add(self.next, -held)
+        return number if seq.distance(self.acknowledged, number) > 0 else self.acknowledged
+
+    def window_after(self, free_bytes: int, ack_number: int) -> int:
+        """The window field to send with `ack_number` when `free_bytes` more could be taken than what was received."""
+        wanted = max(free_bytes, self.window)
+        reach = seq.distance(ack_number, self.next) + wanted
+        return min(reach >> self._scale, MAX_WINDOW_FIELD)
+
+    def window_gain(self, window_field: int, ack_number: int) -> int:
+        """By how many bytes a segment with these two would move the right edge."""
+        return seq.distance(self._edge, seq.add(ack_number, window_field << self._scale))
+
+    def acknowledged_to_guest(self, ack_number: int, window_field: int) -> None:
+        """A segment with these two went out."""
+        if self.window_gain(window_field, ack_number) > 0:
+            self._edge = seq.add(ack_number, window_field << self._scale)
+        self.acknowledged = ack_number
+        if self.state is FromGuestState.DELIVERED and ack_number == self.next:
+            self.state = FROM_GUEST_TABLE[self.state, Event.FIN_ACK_SENT]

@@ -1,0 +1,65 @@
+"""Segments of one connection on their way to the guest's link."""
+
+from collections.abc import Callable
+
+from trio_passt.flow.key import FlowKey
+from trio_passt.flow.session import Session
+from trio_passt.wire.frames import FrameRun
+from trio_passt.wire.segment import TcpHeaders
+
+
+class Output:
+    """Makes frames of segments and offers them to the link; a full link is remembered until it calls back.
+
+    `on_room` is called once after the link was full, when it may be tried again.
+    """
+
+    __slots__ = ("_headers", "_key", "_on_room", "_session", "_waits")
+
+    def __init__(self, session: Session, key: FlowKey, on_room: Callable[[], None]) -> None:
+        self._session = session
+        self._key = key
+        self._on_room = on_room
+        self._headers = self._make_headers()
+        self._waits = False
+
+    def segment(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"") -> bool:
+        """Send one segment without data; false if the link is full."""
+        run = self._current_headers().segment(seq, ack, flags, window, b"", options)
+        return self._offer([run], 1) == 1
+
+    def data(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> int:
+        """Send `payload` from `seq` on; returns how many bytes of it the link took."""
+        headers = self._current_headers()
+        runs = headers.cut(seq, ack, flags, window, payload, mss)
+        frames = sum(run.count for run in runs)
+        taken = self._offer(runs, frames)
+        return len(payload) if taken == frames else taken * headers.payload_per_frame(mss)
+
+    def _offer(self, runs: list[FrameRun], frames: int) -> int:
+        taken = self._session.link.send(runs)
+        if taken < frames and not self._waits:
+            self._waits = True
+            self._session.link.when_ready(self._has_room)
+        return taken
+
+    def _has_room(self) -> None:
+        self._waits = False
+        self._on_room()
+
+    def _current_headers(self) -> TcpHeaders:
+        if self._headers.guest_mac != self._session.guest.mac:
+            self._headers = self._make_headers()
+        return self._headers
+
+    def _make_headers(self) -> TcpHeaders:
+        key, session = self._key, self._session
+        return TcpHeaders(
+            session.network.host_mac,
+            session.guest.mac,
+            key.remote,
+            key.remote_port,
+            key.guest,
+            key.guest_port,
+            session.link.capabilities,
+        )

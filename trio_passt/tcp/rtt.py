@@ -1,0 +1,33 @@
+"""The retransmission timeout towards the guest (RFC 6298)."""
+
+from trio_passt.tcp import timeouts
+
+_GRANULARITY_S = 0.001
+
+
+class RoundTrip:
+    """Smoothed round trip, its variation, and the timeout that follows from them.  Times in seconds."""
+
+    __slots__ = ("_smoothed_s", "_variation_s", "timeout_s")
+
+    def __init__(self) -> None:
+        self._smoothed_s: float | None = None
+        self._variation_s = 0.0
+        self.timeout_s = timeouts.RTO_INITIAL_S
+
+    def sample(self, measured_s: float) -> None:
+        """Take a measurement of a segment that was sent once (RFC 6298 section 2; Karn's rule is the caller's)."""
+        if self._smoothed_s is None:
+            self._smoothed_s = measured_s
+            self._variation_s = measured_s / 2
+        else:
+            self._variation_s += (abs(self._smoothed_s - measured_s) - self._variation_s) / 4
+            self._smoothed_s += (measured_s - self._smoothed_s) / 8
+        self._limit(self._smoothed_s + max(_GRANULARITY_S, 4 * self._variation_s))
+
+    def back_off(self) -> None:
+        """Double the timeout after it expired (RFC 6298 section 5.5)."""
+        self._limit(self.timeout_s * 2)
+
+    def _limit(self, timeout_s: float) -> None:
+        self.timeout_s = min(max(timeout_s, timeouts.RTO_MIN_S), timeouts.RTO_MAX_S)

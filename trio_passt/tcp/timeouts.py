@@ -1,0 +1,52 @@
+"""Every delay of the TCP code, each with its reason.  All in seconds."""
+
+HANDSHAKE_S = 10.0
+"""How long the guest may take to complete a handshake.  It sits on the same machine; a guest that is booting
+retransmits and tries again, so longer only keeps a dead connection's peer waiting."""
+
+CONNECT_S = 130.0
+"""How long a host connection may take: a little more than the kernel itself tries (`tcp_syn_retries` 6: 127 s), so that
+the error comes from the kernel, and this is only the net below it."""
+
+SYN_FIRST_RETRY_S = 1.0
+"""First retransmission of a SYN or SYN-ACK to the guest (RFC 6298 section 2.1); doubled each time."""
+
+RTO_INITIAL_S = 1.0
+"""RFC 6298 section 2.1, until the guest's round trip has been measured."""
+
+RTO_MIN_S = 0.2
+"""Linux' value, below RFC 6298's one second: the link is local, and its round trip is well under a millisecond."""
+
+RTO_MAX_S = 60.0
+"""RFC 6298 section 2.5: at least 60 s."""
+
+RETRANSMISSIONS = 8
+"""Unanswered retransmissions in a row before both sides are reset: 0.2 s doubled 8 times is about 50 s after the first,
+1 s about 4 minutes, in the range that RFC 9293 section 3.8.3 (R2) asks for; a suspended guest gets that long."""
+
+DELAYED_ACK_S = 0.010
+"""How often the progress of the host's peer is looked up while guest data is unacknowledged: an ACK to the guest is
+never later than this.  Far below the guest's minimal RTO (0.2 s)."""
+
+NEAR_PEER_RTT_S = 0.001
+"""A peer nearer than this acknowledges before a look-up could be scheduled; the guest gets its ACK at once."""
+
+PROBE_MAX_S = 60.0
+"""Upper limit of the interval between probes of a closed window (RFC 9293 section 3.8.6.1: back off exponentially)."""
+
+HALF_CLOSED_PROBE_S = 60.0
+"""A connection that one side has closed and that is silent for so long is probed: a guest whose process died forgets
+such a connection without a word (Linux: `tcp_fin_timeout`, 60 s).  If the guest still knows it, it may last."""
+
+KEEPALIVE_S = 7200.0
+"""A silent open connection is probed after 2 hours (RFC 9293 section 3.8.4)."""
+
+KEEPALIVE_INTERVAL_S = 10.0
+"""Between probes that stay unanswered."""
+
+KEEPALIVE_PROBES = 3
+"""Unanswered probes before both sides are reset."""
+
+RESET_PATIENCE_S = 1.0
+"""How long a reset to the guest waits for room on a full link before it is given up: the guest then finds out when it
+sends next, since a segment of an unknown connection is answered with a reset."""

@@ -1,0 +1,222 @@
+"""The way from the host to the guest: what was sent, what of it was acknowledged, and when to send it again.
+
+Pure: no Trio, no sockets; the time (seconds, any epoch) is an argument.  The data itself stays in the host socket's
+receive queue until the guest has acknowledged it, so this half only counts: byte `una` is the first one of that queue.
+
+    una       oldest unacknowledged (SND.UNA)
+    next      next to send (SND.NXT); a timeout takes it back to `una`
+    highest   one beyond the last one ever sent
+    window    how far beyond `una` the guest has room, in bytes
+"""
+
+from enum import Enum
+
+from attrs import frozen
+
+from trio_passt.tcp import seq, timeouts
+from trio_passt.tcp.closing import TO_GUEST_TABLE, Event, ToGuestState
+from trio_passt.tcp.rtt import RoundTrip
+from trio_passt.wire import tcp
+from trio_passt.wire.tcp import TcpSegment
+
+DUPLICATE_ACKS = 3
+"""RFC 5681 section 3.2: so many duplicates say that a segment is lost."""
+
+
+class Timeout(Enum):
+    """What to do when `deadline` has passed."""
+
+    RETRANSMIT = "retransmit"
+    PROBE = "probe"
+    GIVE_UP = "give up"
+
+
+@frozen
+class Acknowledgement:
+    """What an acknowledgement brought.
+
+    `data_bytes`: so many bytes leave the host's receive queue.  `resend_first`: send the segment at `una` once more.
+    `is_valid`: false for one of data that was never sent; the segment is to be dropped, and answered with an ACK.
+    """
+
+    data_bytes: int = 0
+    resend_first: bool = False
+    is_valid: bool = True
+
+
+_NOTHING = Acknowledgement()
+
+
+class ToGuest:
+    """The sending half of the synthetic endpoint; finished when `state` is ACKNOWLEDGED."""
+
+    __slots__ = (
+        "_duplicates",
+        "_fin_end",
+        "_largest_window",
+        "_probe_interval_s",
+        "_recover",
+        "_retransmissions",
+        "_scale",
+        "_timed",
+        "_window_ack",
+        "_window_seq",
+        "deadline",
+        "highest",
+        "mss",
+        "next",
+        "round_trip",
+        "state",
+        "una",
+        "window",
+    )
+
+    def __init__(self, initial_seq: int, mss: int, window_scale: int, first: TcpSegment) -> None:
+        """After the handshake: our SYN (`initial_seq`) is acknowledged; `first` is the segment that completed it."""
+        self.una = self.next = self.highest = seq.add(initial_seq, 1)
+        self.mss = mss
+        self.state = ToGuestState.OPEN
+        self.round_trip = RoundTrip()
+        self.deadline: float | None = None
+        self._scale = window_scale
+        self.window = self._largest_window = first.window << (0 if first.flags & tcp.SYN else window_scale)
+        self._window_seq = first.seq
+        self._window_ack = first.ack
+        self._duplicates = 0
+        self._retransmissions = 0
+        self._recover: int | None = None
+        self._timed: tuple[int, float] | None = None
+        self._fin_end: int | None = None
+        self._probe_interval_s = 0.0
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """How much is sent and unacknowledged, a FIN counted as one."""
+        return seq.distance(self.una, self.next)
+
+    @property
+    def queue_offset(self) -> int:
+        """Where in the host's receive queue the next byte to send lies."""
+        return self.in_flight - (self.state is ToGuestState.SENT)
+
+    def room(self) -> int:
+        """How many bytes may be sent now, without making silly windows worse (RFC 9293 section 3.8.6.2.1).
+
+        Less than a full segment is sent only if nothing is in flight, or if it is half of what the guest ever offered.
+        """
+        room = self.window - self.in_flight
+        if room <= 0:
+            return 0
+        if room < self.mss and room * 2 < self._largest_window and self.in_flight:
+            return 0
+        return room
+
+    def sent(self, count: int, now: float) -> None:
+        """`count` bytes from `next` on went out (for a FIN: `fin_sent`)."""
+        new_data = self.next == self.highest
+        self.next = seq.add(self.next, count)
+        if seq.distance(self.highest, self.next) > 0:
+            self.highest = self.next
+        if new_data and self._timed is None and self._retransmissions == 0:
+            self._timed = (self.next, now)
+        if self.deadline is None or self._probe_interval_s:
+            self._probe_interval_s = 0.0
+            self.deadline = now + self.round_trip.timeout_s
+
+    def host_ended(self) -> None:
+        """The end of the host's data was found at `queue_offset`."""
+        self.state = TO_GUEST_TABLE[self.state, Event.HOST_END]
+
+    def fin_sent(self, now: float) -> None:
+        """The FIN went out; it takes one sequence number."""
+        self.state = TO_GUEST_TABLE[self.state, Event.FIN_SENT]
+        self.sent(1, now)
+        self._fin_end = self.next
+
+    def window_closed(self, now: float) -> None:
+        """There is data to send, nothing in flight, and no window: start probing, unless that goes on already."""
+        if self.deadline is None:
+            self._probe_interval_s = self.round_trip.timeout_s
+            self.deadline = now + self._probe_interval_s
+
+    # -- acknowledgements ----------------------------------------------------------------------------------------
+
+    def acknowledge(self, segment: TcpSegment, now: float) -> Acknowledgement:
+        """Take acknowledgement number and window of an acceptable segment (RFC 9293 section 3.10.7.4, "ACK bit")."""
+        advance = seq.distance(self.una, segment.ack)
+        if advance > seq.distance(self.una, self.highest):
+            return Acknowledgement(is_valid=False)
+        if advance < 0:
+            return _NOTHING
+        window_before = self.window
+        self._take_window(segment)
+        if advance == 0:
+            return self._unmoved(segment, window_before)
+        return self._moved(segment.ack, advance, now)
+
+    def _take_window(self, segment: TcpSegment) -> None:
+        newer = seq.distance(self._window_seq, segment.seq)
+        if newer > 0 or (newer == 0 and seq.distance(self._window_ack, segment.ack) >= 0):
+            self.window = segment.window << self._scale
+            self._largest_window = max(self._largest_window, self.window)
+            self._window_seq, self._window_ack = segment.seq, segment.ack
+            if self._probe_interval_s and self.window > 0:
+                self._probe_interval_s = 0.0
+                self.deadline = None
+        if self.window == 0:
+            self._retransmissions = 0  # it is alive, and may keep the window closed for as long as it likes
+
+    def _unmoved(self, segment: TcpSegment, window_before: int) -> Acknowledgement:
+        """An acknowledgement of what was acknowledged before: a duplicate by RFC 5681 section 2, or not."""
+        if segment.sequence_length or self.window != window_before or not self.in_flight:
+            return _NOTHING
+        self._duplicates += 1
+        if self._duplicates == DUPLICATE_ACKS and self._recover is None:
+            self._recover = self.highest
+            self._timed = None
+            return Acknowledgement(resend_first=True)
+        return _NOTHING
+
+    def _moved(self, ack: int, advance: int, now: float) -> Acknowledgement:
+        data_bytes = advance
+        if self._fin_end is not None and ack == self._fin_end:
+            data_bytes -= 1
+            self.state = TO_GUEST_TABLE[self.state, Event.FIN_ACKED]
+        self.una = ack
+        if seq.distance(self.next, ack) > 0:
+            self.next = ack
+        if self._timed is not None and seq.distance(self._timed[0], ack) >= 0:
+            self.round_trip.sample(now - self._timed[1])
+            self._timed = None
+        self._duplicates = self._retransmissions = 0
+        self.deadline = now + self.round_trip.timeout_s if self.in_flight else None
+        resend = False
+        if self._recover is not None:  # RFC 6582: a partial acknowledgement uncovers the next hole
+            resend = seq.distance(ack, self._recover) > 0
+            if not resend:
+                self._recover = None
+        return Acknowledgement(data_bytes, resend)
+
+    # -- timeouts ------------------------------------------------------------------------------------------------
+
+    def timed_out(self, now: float) -> Timeout:
+        """`deadline` has passed: what is to be done; the next deadline is set."""
+        if self._probe_interval_s:
+            self._probe_interval_s = min(self._probe_interval_s * 2, timeouts.PROBE_MAX_S)
+            self.deadline = now + self._probe_interval_s
+            self._retransmissions += 1
+            return Timeout.GIVE_UP if self._retransmissions > timeouts.RETRANSMISSIONS else Timeout.PROBE
+        self._retransmissions += 1
+        if self._retransmissions > timeouts.RETRANSMISSIONS:
+            return Timeout.GIVE_UP
+        self.round_trip.back_off()
+        self._timed = None
+        self._recover = None
+        self._duplicates = 0
+        if self.state in (ToGuestState.DUE, ToGuestState.SENT):
+            self.state = TO_GUEST_TABLE[self.state, Event.REWOUND]
+        self.next = self.una
+        self.deadline = None
+        return Timeout.RETRANSMIT
