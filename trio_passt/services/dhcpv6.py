@@ -45,9 +45,7 @@ def server_duid(network: GuestNetwork) -> bytes:
     return _DUID_LL + network.host_mac
 
 
-def answer(
-    guest_mac: bytes, source: bytes, payload: Buffer, network: GuestNetwork, server_duid: bytes
-) -> bytes | None:
+def answer(guest_mac: bytes, source: bytes, payload: Buffer, network: GuestNetwork, server_duid: bytes) -> bytes | None:
     """The frame that answers what a client at `source` (packed) sent to UDP port 547, or None where silence
     is right.
 
@@ -67,9 +65,7 @@ def answer(
     if reply is None:
         return None
     addresses = (host_side.ipv6_address(network.ipv6, network.host_mac).packed, source)
-    return host_side.udp_frame(
-        (network.host_mac, guest_mac), addresses, (SERVER_PORT, CLIENT_PORT), dhcpv6.emit(reply)
-    )
+    return host_side.udp_frame((network.host_mac, guest_mac), addresses, (SERVER_PORT, CLIENT_PORT), dhcpv6.emit(reply))
 
 
 @define
@@ -114,9 +110,7 @@ def _is_valid(asked: Dhcpv6Message, server_duid: bytes) -> bool:
     return False
 
 
-def _reply(
-    asked: Dhcpv6Message, guest: GuestIPv6, network: GuestNetwork, reply: _Reply
-) -> Dhcpv6Message | None:
+def _reply(asked: Dhcpv6Message, guest: GuestIPv6, network: GuestNetwork, reply: _Reply) -> Dhcpv6Message | None:
     """What to say to a client's valid message (RFC 8415 section 18.3)."""
     kind = Dhcpv6Type.REPLY
     match asked.type:
