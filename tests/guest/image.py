@@ -1,6 +1,6 @@
-"""Build the guest: Debian's cloud kernel, and an initramfs of busybox, iproute2, socat, iperf3 and dhclient.
+"""Build the guest: Debian's cloud kernel, and an initramfs of busybox, iproute2, socat, iperf3, dhclient.
 
-Nothing is installed on the machine that builds: packages are downloaded and unpacked in a cache directory. The
+Nothing is installed on the machine that builds: packages are unpacked in a cache directory. The
 result is kept there under a key of the package versions and of this directory's own files, and used again
 while they last.
 

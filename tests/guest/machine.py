@@ -1,7 +1,7 @@
 """Run the guest under QEMU, and commands in it.
 
-`Guest.run` hands a command to the shell loop in rootfs/bin/control over a virtio-serial port, which QEMU shows as
-a UNIX socket, and waits for its output and status. Any number of commands may be under way: `Guest.start`.
+`Guest.run` hands a command to the shell loop in rootfs/bin/control over a virtio-serial port, which QEMU
+shows as a UNIX socket, and waits for its output and status. Any number of commands may be under way: `Guest.start`.
 
 `python3 -m tests.guest.machine run SOCKET COMMAND` does the same from a shell script (see docs/demo.sh), and
 `python3 -m tests.guest.machine argv ...` prints QEMU's arguments for it.
@@ -199,9 +199,7 @@ class Guest:
 
     def log(self) -> str:
         """The end of what QEMU and the guest's console said."""
-        said = [
-            path.read_text(errors="replace") for path in (self.errors_log, self.console_log) if path.exists()
-        ]
+        said = [path.read_text(errors="replace") for path in (self.errors_log, self.console_log) if path.exists()]
         return "\n".join(line for text in said for line in text.splitlines()[-40:])
 
     def kill(self) -> None:
@@ -271,9 +269,7 @@ def _main(arguments: list[str]) -> int:
             return result.status
         case ["argv", kernel, initramfs, netdev, control, serial, kernel_arguments]:
             image = Image(Path(kernel), Path(initramfs))
-            argv = qemu_arguments(
-                image, netdev, Path(control), serial=serial, kernel_arguments=kernel_arguments
-            )
+            argv = qemu_arguments(image, netdev, Path(control), serial=serial, kernel_arguments=kernel_arguments)
             print("\n".join(argv))
             return 0
         case _:

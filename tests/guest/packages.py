@@ -22,9 +22,7 @@ def resolve_cached(names: Iterable[str], kernel: str, file: Path) -> Versions:
     Remembered in `file` until apt's lists or the question change: asking apt takes seconds.
     """
     names = sorted(names)
-    lists = sorted(
-        (path.name, path.stat().st_mtime_ns) for path in Path("/var/lib/apt/lists").glob("*Packages*")
-    )
+    lists = sorted((path.name, path.stat().st_mtime_ns) for path in Path("/var/lib/apt/lists").glob("*Packages*"))
     question = repr((names, kernel, lists))
     try:
         remembered = json.loads(file.read_text())
