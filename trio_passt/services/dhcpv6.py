@@ -130,7 +130,7 @@ def _reply(asked: Dhcpv6Message, guest: GuestIPv6, network: GuestNetwork, reply:
             reply.add(_confirmation(claimed, guest))
         case Dhcpv6Type.RELEASE | Dhcpv6Type.DECLINE:
             reply.add(dhcpv6.status_option(Dhcpv6Status.SUCCESS, "noted"))
-        case Dhcpv6Type.INFORMATION_REQUEST:
+        case _:  # an information request: nothing else is valid
             reply.add(*_parameters(asked, network))
     return reply.finish(kind)
 

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from enum import IntEnum
 from ipaddress import IPv6Address
+from typing import assert_never
 
 from attrs import frozen
 
@@ -141,6 +142,8 @@ def emit(value: NdpMessage) -> IcmpMessage:
             flags = value.router * _ROUTER | value.solicited * _SOLICITED | value.override * _OVERRIDE
             head = bytes((flags, 0, 0, 0)) + target.packed
             body = head + _emit_link_layer(NdpOption.TARGET_LINK_LAYER, target_mac)
+        case _:
+            assert_never(value)
     return IcmpMessage(kind, 0, memoryview(body))
 
 

@@ -77,7 +77,7 @@ def test_without_a_gateway_another_address_asks(gateway: str) -> None:
     assert dissect(arp.answer(who_has("169.254.2.2"), network))[ARP].hwsrc == HOST_MAC_TEXT
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60), st.booleans())
 def test_arbitrary_bytes(data: bytes, with_head: bool) -> None:
     try:

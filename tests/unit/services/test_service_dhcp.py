@@ -266,7 +266,7 @@ def test_no_ipv4_no_answer() -> None:
     assert dhcp.answer(GUEST_MAC, ask("discover"), NO_NETWORK) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(["discover", "request", "inform", "release", None, 200]),
     st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=20)), max_size=6),

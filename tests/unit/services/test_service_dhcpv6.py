@@ -324,7 +324,7 @@ def check_answer(payload: bytes) -> None:
         assert codec.parse(bytes(dissect(frame)[UDP].payload)).transaction_id == int.from_bytes(payload[1:4], "big")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 14),
     st.booleans(),

@@ -225,7 +225,7 @@ def test_intervals_are_those_of_rfc_4861(sent_so_far: int, random_unit: float) -
     assert ndp.next_interval_s(10, 0.0) < ndp.next_interval_s(10, 0.5) < ndp.next_interval_s(10, 1.0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(132, 137),
     st.sampled_from(["::", GUEST_LINK_LOCAL, "ff02::1", "2001:db8:1:2::5"]),

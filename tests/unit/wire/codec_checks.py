@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trio_passt.wire.errors import MalformedPacket
 
-moderately = settings(max_examples=100, deadline=None)
+moderately = settings(max_examples=60, deadline=None)
 
 macs = st.binary(min_size=6, max_size=6)
 ipv4s = st.integers(0, 2**32 - 1).map(IPv4Address)

@@ -11,6 +11,15 @@ name_lists = st.lists(domain_names, max_size=8)
 LAB = b"\x03lab\x07example\x03com\x00"
 
 
+def test_pointer_to_a_pointer() -> None:
+    assert domain.parse_list(LAB + b"\x01a\xc0\x04" + b"\x01b\xc0\x13\x01c\x00") == (
+        "lab.example.com",
+        "a.example.com",
+        "b.example.com",
+        "c",
+    )
+
+
 def test_names_as_rfc_1035_writes_them() -> None:
     assert domain.emit("lab.example.com") == LAB
     assert domain.emit("lab.example.com.") == LAB
