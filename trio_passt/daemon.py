@@ -17,7 +17,7 @@ import resource
 import secrets
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,6 +39,9 @@ from trio_passt.wire import frames
 
 log = logging.getLogger("trio_passt")
 
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""Watched before anything is opened, so that there is no moment at which one of them leaves a socket's file behind."""
+
 
 async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> None:
     """Open everything, call `on_ready` with the socket's path (None with a connected one), serve guests until the end.
@@ -46,7 +49,7 @@ async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> Non
     Returns after SIGTERM, SIGINT or SIGQUIT, and when the only guest has gone (`one_off`, or a connected descriptor).
     Raises StartupError if something can't be opened; everything that was opened is closed again in any case.
     """
-    with ExitStack() as opened:
+    with trio.open_signal_receiver(*END_SIGNALS) as signals, ExitStack() as opened:
         raise_descriptor_limit()
         listeners = PortListeners.bind(config.forwards)
         opened.callback(listeners.close)
@@ -58,19 +61,18 @@ async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> Non
         for attachment in (door, only_guest):
             if attachment is not None:
                 opened.callback(attachment.close)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) as signals:
-            on_ready(door.path if door else None)
-            async with trio.open_nursery() as root:
-                root.start_soon(end_on_signal, signals, root.cancel_scope)
-                root.start_soon(listeners.run)
-                if only_guest is not None:
-                    await serve_guest(only_guest, config, listeners, capture)
-                elif door is not None:
-                    await serve_guests(door, config, listeners, capture)
-                root.cancel_scope.cancel()
+        on_ready(door.path if door else None)
+        async with trio.open_nursery() as root:
+            root.start_soon(end_on_signal, signals, root.cancel_scope)
+            root.start_soon(listeners.run)
+            if only_guest is not None:
+                await serve_guest(only_guest, config, listeners, capture)
+            elif door is not None:
+                await serve_guests(door, config, listeners, capture)
+            root.cancel_scope.cancel()
 
 
-async def end_on_signal(signals: trio.MemoryReceiveChannel[int], everything: trio.CancelScope) -> None:
+async def end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
     """The orderly end."""
     async for number in signals:
         log.info("ended by %s", signal.Signals(number).name)

@@ -20,7 +20,7 @@ from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.listeners import UdpPort
 from trio_passt.icmp.flow import EchoFlow
-from trio_passt.services import arp, dhcp, dhcpv6, ndp
+from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.tcp.flow import TcpFlow
 from trio_passt.udp.flow import InboundUdp, OutboundUdp
 from trio_passt.wire import ethernet, frames, icmp, ip, ipv4, ipv6, tcp, udp
@@ -120,7 +120,7 @@ class Dispatcher:
         assert self._network.ipv4 is not None
         if len(datagram) < udp.HEADER_BYTES or int.from_bytes(datagram[2:4], "big") != DHCP_SERVER_PORT:
             return False
-        return destination in (b"\xff" * 4, self._network.ipv4.gateway.packed)
+        return destination in (b"\xff" * 4, host_side.ipv4_address(self._network.ipv4).packed)
 
     def _take_ipv6(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv6.parse(packet)
@@ -202,7 +202,8 @@ class Dispatcher:
 
     def _is_for_dhcpv6(self, destination: bytes) -> bool:
         assert self._network.ipv6 is not None
-        return destination[0] == 0xFF or destination == self._network.ipv6.gateway.packed
+        server = host_side.ipv6_address(self._network.ipv6, self._network.host_mac)
+        return destination[0] == 0xFF or destination == server.packed
 
     def _take_echo(self, source: bytes, destination: bytes, message: icmp.IcmpMessage) -> None:
         echo = icmp.parse_echo(message)
