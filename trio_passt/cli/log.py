@@ -69,7 +69,7 @@ class StandardError(logging.Handler):
 class Syslog(logging.Handler):
     """Datagrams to /dev/log (RFC 3164's local form), without ever waiting for its reader."""
 
-    def __init__(self, path: str = SYSLOG_SOCKET) -> None:
+    def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -96,7 +96,7 @@ def log_to_stderr(level: LogLevel) -> None:
 
 def log_to_syslog() -> None:
     """From now on to the system's log, and no longer to standard error."""
-    _use(Syslog(), OneLine(Prefix.NONE))
+    _use(Syslog(SYSLOG_SOCKET), OneLine(Prefix.NONE))
 
 
 def write_to_stderr(text: str, timeout_s: float = 1.0) -> None:

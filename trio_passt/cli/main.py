@@ -88,22 +88,26 @@ def _run(options: Options, child: background.Child | None, run: Run | None) -> i
 def _run_daemon(config: Config, child: background.Child | None, run: Run | None) -> None:
     import trio
 
-    if run is None:
-        from trio_passt.daemon import run
-
+    run = run or _real_daemon()
     with ExitStack() as at_the_end:
 
         def on_ready(socket_path: Path | None) -> None:
-            if config.log_level is not LogLevel.QUIET:
-                write_to_stderr(startup_message(config, socket_path, os.uname().machine))
             if config.pid_file is not None:
                 at_the_end.callback(PidFile(config.pid_file).remove)
+            if config.log_level is not LogLevel.QUIET:
+                write_to_stderr(startup_message(config, socket_path, os.uname().machine))
             if child is not None:
                 log_to_syslog()
                 child.detach(keep_fd=config.attachment.fd)
                 child.report_ready()
 
         trio.run(functools.partial(run, config, on_ready=on_ready))
+
+
+def _real_daemon() -> Run:
+    from trio_passt import daemon
+
+    return daemon.run
 
 
 def _log_circumstances(configured: Configured) -> None:

@@ -20,8 +20,8 @@ def help_text(options: Sequence[Option]) -> str:
     lines = [
         f"Usage: {PROGRAM} [OPTION]...",
         "",
-        "Connect a QEMU guest to the network from an unprivileged process: the guest gets the",
-        "host's own addresses, and its connections become ordinary sockets of the host.",
+        "Connect a QEMU guest to the network from an unprivileged process: the guest",
+        "gets the host's own addresses, and its connections become ordinary sockets.",
         "",
         "Options:",
     ]
@@ -125,7 +125,7 @@ def _mapped(network: GuestNetwork) -> list[str]:
     if network.ipv6 is not None:
         lines.append(f"{network.ipv6.gateway} -> ::1")
     lines += [
-        f"{forward.seen_by_guest} -> {forward.on_host} for DNS (ports 53 and 853)" for forward in network.dns_forwards
+        f"{forward.seen_by_guest} -> {forward.on_host} on ports 53 and 853 (DNS)" for forward in network.dns_forwards
     ]
     return lines
 

@@ -141,8 +141,7 @@ def _collect(collected: _Collected, given: Given, directory: Path) -> None:
         case "mtu":
             collected.mtu_bytes = _mtu(option, value)
         case _:
-            collected.ports.setdefault(key, []).append(value)
-            _ports(key, [value])  # its own errors come in its turn, overlaps with others at the end
+            collected.ports.setdefault(key, []).append(value)  # they are judged together, at the end
 
 
 def _check_socket_path(option: str, path: Path) -> None:

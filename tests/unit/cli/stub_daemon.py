@@ -1,0 +1,51 @@
+"""`trio-passt` with a daemon that does what its first argument says; the rest is the command line."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from trio_passt.cli.main import main
+from trio_passt.config import Config
+from trio_passt.errors import StartupError
+
+BEHAVIOUR = sys.argv[1]
+
+
+async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> None:
+    if BEHAVIOUR == "hangs":
+        os.write(2, b"hanging\n")
+        await trio.sleep_forever()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        match BEHAVIOUR:
+            case "refuses":
+                raise StartupError("port 22 of TCP can't be bound:\nPermission denied")
+            case "refuses in a nursery":
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.sleep_forever)
+                    raise StartupError("port 22 of TCP can't be bound")
+            case "is mistaken":
+                raise KeyError("a mistake")
+            case "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "ends without being ready":
+                return
+        # In a nursery, as the real one: what on_ready raises comes back in a group.
+        async with trio.open_nursery():
+            on_ready(config.attachment.socket_path or Path("/tmp/passt_1.socket"))
+        match BEHAVIOUR:
+            case "ends":
+                return
+            case "is mistaken later":
+                raise KeyError("a mistake")
+            case "listens at its descriptor":
+                assert config.attachment.fd is not None
+                os.write(config.attachment.fd, b"here")
+        async for _ in signals:
+            return
+
+
+sys.exit(main(sys.argv[2:], run=run))

@@ -1,0 +1,99 @@
+"""Options and a host → the configuration, with what is said about it."""
+
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from trio_passt.cli.configure import Host, configure
+from trio_passt.cli.options import Options
+from trio_passt.config import (
+    Attachment,
+    Config,
+    DnsForward,
+    GuestIPv4,
+    GuestIPv6,
+    GuestNetwork,
+    LogLevel,
+    PortForward,
+    Protocol,
+    Resolvers,
+)
+from trio_passt.errors import StartupError
+from trio_passt.host.network import Address, DefaultRoute, Link, NextHop
+from trio_passt.host.resolv import parse_resolv_conf
+
+HOST = Host(
+    (Link(1, "eth0"),),
+    (Address(1, IPv4Address("192.0.2.2"), 24), Address(1, IPv6Address("2001:db8::2"), 64)),
+    (
+        DefaultRoute(4, (NextHop(1, IPv4Address("192.0.2.1")),)),
+        DefaultRoute(6, (NextHop(1, IPv6Address("fe80::1")),)),
+    ),
+    parse_resolv_conf("nameserver 127.0.0.53\nsearch example.org\n"),
+)
+IPV4 = GuestIPv4(IPv4Address("192.0.2.2"), 24, IPv4Address("192.0.2.1"), "eth0")
+IPV6 = GuestIPv6(IPv6Address("2001:db8::2"), 64, IPv6Address("fe80::1"), "eth0")
+
+
+def test_everything_arrives_in_the_configuration() -> None:
+    options = Options(
+        Attachment(Path("/s")),
+        foreground=True,
+        one_off=True,
+        pcap=Path("/pcap"),
+        pid_file=Path("/pid"),
+        log_level=LogLevel.DEBUG,
+        mtu_bytes=1500,
+        forwards=(PortForward(Protocol.TCP, 22, 22),),
+    )
+    configured = configure(options, HOST)
+    assert configured.config == Config(
+        GuestNetwork(
+            IPV4,
+            IPV6,
+            Resolvers((IPv4Address("192.0.2.1"),), (), ("example.org",)),
+            1500,
+            dns_forwards=(DnsForward(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.53")),),
+        ),
+        Attachment(Path("/s")),
+        (PortForward(Protocol.TCP, 22, 22),),
+        one_off=True,
+        foreground=True,
+        pcap=Path("/pcap"),
+        pid_file=Path("/pid"),
+        log_level=LogLevel.DEBUG,
+    )
+    assert (configured.warnings, configured.notes) == ((), ())
+
+
+def test_a_small_mtu_takes_ipv6_away_with_a_warning() -> None:
+    configured = configure(Options(mtu_bytes=1279), HOST)
+    assert configured.config.network.ipv6 is None
+    assert configured.warnings == ("IPv6 is off: an MTU of 1279 is below the 1280 it needs",)
+
+
+@pytest.mark.parametrize("mtu_bytes", [0, 1280, 65520])
+def test_other_mtus_do_not(mtu_bytes: int) -> None:
+    configured = configure(Options(mtu_bytes=mtu_bytes), HOST)
+    assert configured.config.network.ipv6 == IPV6
+    assert configured.warnings == ()
+
+
+def test_one_family_as_asked_for() -> None:
+    only4, only6 = configure(Options(ipv6=False), HOST), configure(Options(ipv4=False), HOST)
+    assert (only4.config.network.ipv4, only4.config.network.ipv6) == (IPV4, None)
+    assert (only6.config.network.ipv4, only6.config.network.ipv6) == (None, IPV6)
+    assert only6.notes == ("no nameserver of /etc/resolv.conf is one that the guest can use: it is told none",)
+
+
+def test_no_family_left() -> None:
+    with pytest.raises(StartupError, match="neither IPv4 nor IPv6"):
+        configure(Options(ipv4=False, mtu_bytes=1000), HOST)
+
+
+def test_an_empty_host_is_local_mode() -> None:
+    configured = configure(Options(), Host())
+    assert configured.config.network.ipv4 is not None
+    assert configured.config.network.ipv4.interface is None
+    assert len(configured.notes) == 2

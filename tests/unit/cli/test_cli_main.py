@@ -1,0 +1,159 @@
+"""The program called as a function, in the foreground, with a daemon of the test's."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from trio_passt.cli import main as main_module
+from trio_passt.cli.configure import Host
+from trio_passt.cli.log import LOGGER
+from trio_passt.cli.main import main
+from trio_passt.config import Config
+from trio_passt.errors import StartupError
+from trio_passt.host.network import LOCAL_IPV4
+from trio_passt.host.resolv import ResolvConf
+
+Ready = Callable[[Path | None], None]
+ONE_FAMILY = "no IPv4 default route: local mode, in which the guest reaches this host only"
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An offline host and an ordinary user; the process's logger and environment stay as they were."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setattr(main_module, "discover", Host)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    logger = logging.getLogger(LOGGER)
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
+async def ready_at_once(config: Config, *, on_ready: Ready) -> None:
+    on_ready(config.attachment.socket_path)
+
+
+def test_the_configuration_arrives(tmp_path: Path) -> None:
+    seen: list[Config] = []
+
+    async def run(config: Config, *, on_ready: Ready) -> None:
+        seen.append(config)
+        on_ready(None)
+        assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
+
+    assert main(["-f", "-q", "-4", "-F", "7", "-P", str(tmp_path / "pid")], run=run) == 0
+    assert seen[0].network.ipv4 == LOCAL_IPV4
+    assert seen[0].network.ipv6 is None
+    assert (seen[0].attachment.fd, seen[0].one_off) == (7, True)
+    assert not (tmp_path / "pid").exists()
+
+
+def test_notes_and_message(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["-f", "-4"], run=ready_at_once) == 0
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines()[0] == f"trio-passt: {ONE_FAMILY}"
+    assert "trio-passt: the guest gets" in output.err.splitlines()
+
+
+def test_debug_shows_the_configuration(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["-f", "-d"], run=ready_at_once) == 0
+    assert "cli.main: Config(network=GuestNetwork(" in capfd.readouterr().err
+
+
+def test_a_warning_is_shown_even_if_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["-fq", "-m", "1000"], run=ready_at_once) == 0
+    assert capfd.readouterr().err == "trio-passt: IPv6 is off: an MTU of 1000 is below the 1280 it needs\n"
+
+
+def test_usage(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bogus"], run=ready_at_once) == 1
+    assert capfd.readouterr().err == "trio-passt: unrecognized option '--bogus'\n"
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_show(capfd: pytest.CaptureFixture[str], word: str) -> None:
+    assert main([word], run=ready_at_once) == 0
+    assert "trio-passt" in capfd.readouterr().out
+
+
+def failing(error: BaseException) -> main_module.Run:
+    async def run(config: Config, *, on_ready: Ready) -> None:
+        raise error
+
+    return run
+
+
+def test_several_reasons_are_several_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    inner = ExceptionGroup("inner", [StartupError("two")])
+    assert main(["-fq"], run=failing(ExceptionGroup("outer", [StartupError("one"), inner]))) == 1
+    assert capfd.readouterr().err == "trio-passt: one\ntrio-passt: two\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ExceptionGroup("", [StartupError("one"), KeyError("x")])])
+def test_a_mistake_is_never_hidden(capfd: pytest.CaptureFixture[str], error: Exception) -> None:
+    assert main(["-fq"], run=failing(error)) == 1
+    assert "ended by a mistake in the program itself" in capfd.readouterr().err
+
+
+def test_interrupted_before_the_daemon_handles_it() -> None:
+    assert main(["-fq"], run=failing(KeyboardInterrupt())) == 130
+
+
+def test_it_really_is_trio() -> None:
+    async def run(config: Config, *, on_ready: Ready) -> None:
+        await trio.lowlevel.checkpoint()
+
+    assert main(["-fq"], run=run) == 0
+
+
+@pytest.mark.parametrize(
+    ("uid", "uid_map", "expected"),
+    [
+        (1000, "0 0 4294967295\n", False),
+        (0, "         0          0 4294967295\n", True),
+        (0, "         0       1000          1\n", False),
+        (0, None, True),
+    ],
+)
+def test_root_is_told_that_a_user_would_do(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], uid: int, uid_map: str | None, expected: bool
+) -> None:
+    def read_text(path: Path) -> str:
+        if uid_map is None:
+            raise FileNotFoundError(path)
+        return uid_map
+
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert main(["-fq"], run=ready_at_once) == 0
+    assert ("running as root" in capfd.readouterr().err) is expected
+
+
+def test_a_deleted_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["-fq"], run=ready_at_once) == 0
+
+
+def test_the_real_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(main_module, "RESOLV_CONF", tmp_path / "resolv.conf")
+    assert main_module.discover().resolv_conf == ResolvConf()
+    (tmp_path / "resolv.conf").write_text("search example.org\n")
+    host = main_module.discover()
+    assert any(link.loopback for link in host.links)
+    assert host.resolv_conf.search == ("example.org",)
+
+
+def test_an_unreadable_resolv_conf_is_an_empty_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(main_module, "RESOLV_CONF", tmp_path)
+    assert main_module.discover().resolv_conf == ResolvConf()

@@ -1,0 +1,100 @@
+"""What the user reads at the start: exactly, for it is a promise to be copied from."""
+
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from trio_passt.cli.messages import help_text, joined_ranges, startup_message, version_text
+from trio_passt.cli.options import OPTIONS
+from trio_passt.cli.ports import follow, parse_ports
+from trio_passt.config import (
+    Config,
+    DnsForward,
+    GuestIPv4,
+    GuestIPv6,
+    GuestNetwork,
+    PortForward,
+    Protocol,
+    Resolvers,
+)
+
+GUEST_4 = GuestIPv4(IPv4Address("192.0.2.2"), 24, IPv4Address("192.0.2.1"), "eth0")
+GUEST_6 = GuestIPv6(IPv6Address("2001:db8::2"), 64, IPv6Address("fe80::1"), "wlan0")
+
+
+def test_the_whole_message() -> None:
+    tcp = parse_ports("-t", Protocol.TCP, ["22,8000-8010:9000-9010,8011", "127.0.0.1/2222:22"])
+    network = GuestNetwork(
+        GUEST_4,
+        GUEST_6,
+        Resolvers((IPv4Address("192.0.2.1"),), (IPv6Address("2001:db8::53"),), ("example.org", "example.net")),
+        dns_forwards=(DnsForward(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.53")),),
+    )
+    config = Config(network, forwards=tcp + follow(tcp))
+    assert startup_message(config, Path("/tmp/a b,c"), "x86_64") == (
+        "trio-passt: the guest gets\n"
+        "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (as eth0)\n"
+        "    IPv6     2001:db8::2/64, gateway fe80::1 (as wlan0)\n"
+        "    DNS      192.0.2.1, 2001:db8::53\n"
+        "    Search   example.org example.net\n"
+        "    MTU      65520\n"
+        "Ports of this host that are forwarded to the guest\n"
+        "    TCP      22, 8000-8010 -> 9000-9010, 8011\n"
+        "    TCP      2222 -> 22 on 127.0.0.1\n"
+        "    UDP      22, 8000-8011\n"
+        "    UDP      2222 on 127.0.0.1\n"
+        "Addresses at which the guest reaches this host\n"
+        "    192.0.2.1 -> 127.0.0.1\n"
+        "    fe80::1 -> ::1\n"
+        "    192.0.2.1 -> 127.0.0.53 on ports 53 and 853 (DNS)\n"
+        "Start the guest with\n"
+        "    qemu-system-x86_64 ... -device virtio-net-pci,netdev=n"
+        " -netdev 'stream,id=n,server=off,addr.type=unix,addr.path=/tmp/a b,,c'\n"
+    )
+
+
+def test_the_least_message() -> None:
+    local = GuestIPv4(IPv4Address("169.254.2.1"), 16, IPv4Address("169.254.2.2"))
+    assert startup_message(Config(GuestNetwork(local, mtu_bytes=0)), None, "x86_64") == (
+        "trio-passt: the guest gets\n"
+        "    IPv4     169.254.2.1/16 (mask 255.255.0.0), gateway 169.254.2.2 (local mode)\n"
+        "    DNS      none\n"
+        "    MTU      not told\n"
+        "Ports of this host that are forwarded to the guest\n"
+        "    none\n"
+        "Addresses at which the guest reaches this host\n"
+        "    169.254.2.2 -> 127.0.0.1\n"
+    )
+
+
+def test_ipv6_alone() -> None:
+    message = startup_message(Config(GuestNetwork(ipv6=GUEST_6)), None, "x86_64")
+    assert "IPv4" not in message
+    assert "127.0.0.1" not in message
+
+
+@pytest.mark.parametrize(
+    ("pairs", "texts"),
+    [
+        ([], []),
+        ([(22, 22)], ["22"]),
+        ([(23, 23), (22, 22)], ["22-23"]),
+        ([(22, 22), (24, 24)], ["22", "24"]),
+        ([(22, 30), (23, 31), (24, 24)], ["22-23 -> 30-31", "24"]),
+        ([(22, 80), (23, 80)], ["22 -> 80", "23 -> 80"]),
+    ],
+)
+def test_joined_ranges(pairs: list[tuple[int, int]], texts: list[str]) -> None:
+    assert joined_ranges(PortForward(Protocol.TCP, port, target) for port, target in pairs) == texts
+
+
+def test_help_names_every_option_and_fits_a_terminal() -> None:
+    text = help_text(OPTIONS)
+    assert text.isascii()
+    assert all(f"--{name}" in text for option in OPTIONS for name in option.names)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_version() -> None:
+    assert version_text("1.2.3") == "trio-passt 1.2.3\n"

@@ -1,0 +1,95 @@
+"""The PID file: there while its writer lives, taken over after a crash, and nobody else's file harmed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trio_passt.cli.pid_file import PidFile
+from trio_passt.errors import StartupError
+
+
+def test_content_and_mode(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    pid_file = PidFile(path)
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert path.stat().st_mode & 0o7777 == 0o600
+    pid_file.remove()
+    assert not path.exists()
+
+
+def test_a_stale_file_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    path.write_text("99999999999999\n")
+    path.chmod(0o644)
+    PidFile(path).remove()
+    path.write_text("99999999999999\n")
+    pid_file = PidFile(path)
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert path.stat().st_mode & 0o7777 == 0o600
+    pid_file.remove()
+
+
+WRITER = """
+import pathlib, sys
+from trio_passt.cli.pid_file import PidFile
+pid_file = PidFile(pathlib.Path(sys.argv[1]))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_running_writer_keeps_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(StartupError, match=f"belongs to a running process \\({other.pid}\\)"):
+            PidFile(path)
+        assert path.read_text() == f"{other.pid}\n"
+        other.kill()
+        other.wait()
+    PidFile(path).remove()
+
+
+def test_only_our_own_file_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    pid_file = PidFile(path)
+    path.unlink()
+    path.write_text("somebody else's\n")
+    pid_file.remove()
+    assert path.read_text() == "somebody else's\n"
+
+
+def test_a_file_that_is_gone_need_not_be_removed(tmp_path: Path) -> None:
+    pid_file = PidFile(tmp_path / "pid")
+    (tmp_path / "pid").unlink()
+    pid_file.remove()
+
+
+def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "pid").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_text("precious\n")
+    with pytest.raises(StartupError, match="can't write PID file"):
+        PidFile(tmp_path / "pid")
+    assert (tmp_path / "precious").read_text() == "precious\n"
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"can't write PID file '.*/no/pid': No such file or directory"):
+        PidFile(tmp_path / "no" / "pid")
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="Is a directory"):
+        PidFile(tmp_path)
+
+
+def test_a_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pid")
+    with pytest.raises(StartupError, match="not a regular file"):
+        PidFile(tmp_path / "pid")

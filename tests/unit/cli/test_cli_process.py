@@ -1,0 +1,231 @@
+"""The program as a process: exit status, standard error, readiness, PID file, and what a daemon leaves behind."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trio_passt import __version__
+
+STUB = Path(__file__).with_name("stub_daemon.py")
+ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def command(behaviour: str, *words: str) -> list[str]:
+    return [sys.executable, "-W", "error", str(STUB), behaviour, *words]
+
+
+def finished(behaviour: str, *words: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    """The program has ended, and everything that had its standard error open."""
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        command(behaviour, *words),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=ENVIRONMENT,
+        **options,
+    )
+
+
+@pytest.fixture
+def pid_path(tmp_path: Path) -> Iterator[Path]:
+    """Where the daemon writes its PID; whatever runs there at the end is ended."""
+    path = tmp_path / "pid"
+    yield path
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def is_gone(path: Path) -> bool:
+    """Wait until the daemon has removed its PID file."""
+    deadline = time.monotonic() + 10
+    while path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not path.exists()
+
+
+def messages(stderr: str) -> list[str]:
+    """Without the line that root gets."""
+    return [line for line in stderr.splitlines() if "running as root" not in line]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--bogus",), "trio-passt: unrecognized option '--bogus'\n"),
+        (("-m", "a\nb"), "trio-passt: invalid value 'a\\x0ab' for option '--mtu': 68 to 65520 is expected,"
+         " or 0 to tell the guest none\n"),
+        (("-p", "\udcff", "-Z"), "trio-passt: invalid option -- 'Z'\n"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_and_1(words: tuple[str, ...], line: str) -> None:
+    result = finished("ends", *words)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", line)
+
+
+def test_version_and_help_are_for_standard_output() -> None:
+    result = finished("ends", "--version", "--bogus")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"trio-passt {__version__}\n", "")
+    result = finished("ends", "-fh")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("Usage: trio-passt")
+
+
+def test_python_dash_m() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "trio_passt", "--version"], capture_output=True, check=True, env=ENVIRONMENT, timeout=30
+    )
+    assert result.stdout.decode() == f"trio-passt {__version__}\n"
+
+
+def test_help_to_a_full_device() -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            command("ends", "--help"), stdout=full, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT, timeout=30
+        )
+    assert result.returncode == 1
+    assert result.stderr == b"trio-passt: can't write to standard output: No space left on device\n"
+
+
+def test_help_to_a_closed_pipe() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        command("ends", "--help"), stdout=writer, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT, timeout=30
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "0<&- 1>&- 2>&-"])
+def test_no_use_of_standard_error_is_no_failure(redirection: str) -> None:
+    script = f'exec "$@" {redirection}'
+    result = subprocess.run(
+        ["sh", "-c", script, "sh", *command("ends", "-f")], check=False, env=ENVIRONMENT, timeout=30
+    )
+    assert result.returncode == 0
+
+
+@pytest.mark.parametrize("where", [(), ("-f",)], ids=["background", "foreground"])
+@pytest.mark.parametrize(
+    ("behaviour", "line"),
+    [
+        ("refuses", "trio-passt: port 22 of TCP can't be bound:\\x0aPermission denied"),
+        ("refuses in a nursery", "trio-passt: port 22 of TCP can't be bound"),
+    ],
+)
+def test_a_start_that_fails_says_why(behaviour: str, line: str, where: tuple[str, ...]) -> None:
+    result = finished(behaviour, "-q", *where)
+    assert result.returncode == 1
+    assert messages(result.stderr) == [line]
+
+
+@pytest.mark.parametrize("where", [(), ("-f",)], ids=["background", "foreground"])
+def test_a_mistake_in_the_program_is_reported_with_its_place(where: tuple[str, ...]) -> None:
+    result = finished("is mistaken", "-q", *where)
+    assert result.returncode == 1
+    assert "trio-passt: ended by a mistake in the program itself: KeyError('a mistake')" in result.stderr
+    assert "stub_daemon.py" in result.stderr
+
+
+def test_a_daemon_that_dies_before_it_is_ready() -> None:
+    result = finished("is killed", "-q")
+    assert result.returncode == 128 + signal.SIGKILL
+    assert messages(result.stderr) == ["trio-passt: ended by SIGKILL before it was ready"]
+
+
+def test_an_end_without_being_ready_is_no_success() -> None:
+    assert finished("ends without being ready", "-q").returncode == 1
+
+
+def test_the_pid_file_can_fail() -> None:
+    result = finished("waits", "-q", "-P", "/nowhere/pid")
+    assert result.returncode == 1
+    assert messages(result.stderr) == ["trio-passt: can't write PID file '/nowhere/pid': No such file or directory"]
+
+
+def test_the_start_up_message(tmp_path: Path) -> None:
+    result = finished("ends", "-f", "-s", "relative.socket", "-t", "8000-8001", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "trio-passt: the guest gets\n" in result.stderr
+    assert "TCP      8000-8001\n" in result.stderr
+    assert f"addr.path={tmp_path}/relative.socket\n" in result.stderr
+
+
+def test_quiet_has_none_of_it() -> None:
+    result = finished("ends", "-f", "-q")
+    assert (result.returncode, messages(result.stderr)) == (0, [])
+
+
+def test_background(pid_path: Path) -> None:
+    inherited = os.open(os.devnull, os.O_RDONLY)
+    result = finished("waits", "-P", "pid", cwd=pid_path.parent, pass_fds=[inherited])
+    os.close(inherited)
+    assert result.returncode == 0, result.stderr  # and standard error has been closed, or this would still wait
+    assert "trio-passt: the guest gets" in result.stderr
+    pid = int(pid_path.read_text())
+    assert os.getsid(pid) == pid
+    process = Path(f"/proc/{pid}")
+    assert (process / "cwd").readlink() == Path("/")
+    descriptors = {int(fd.name): str(fd.readlink()) for fd in (process / "fd").iterdir()}
+    assert {descriptors[standard] for standard in (0, 1, 2)} == {"/dev/null"}
+    assert inherited not in descriptors or descriptors[inherited] != "/dev/null"
+    os.kill(pid, signal.SIGTERM)
+    assert is_gone(pid_path)
+
+
+def test_the_foreground_is_the_same_process(pid_path: Path) -> None:
+    with subprocess.Popen(command("waits", "-fq", "-P", str(pid_path)), env=ENVIRONMENT) as process:
+        deadline = time.monotonic() + 10
+        while not pid_path.exists() or not pid_path.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert pid_path.read_text() == f"{process.pid}\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    assert not pid_path.exists()
+
+
+def test_a_mistake_later_removes_the_pid_file(pid_path: Path) -> None:
+    assert finished("is mistaken later", "-fq", "-P", str(pid_path)).returncode == 1
+    assert not pid_path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_ending_the_waiting_parent_ends_the_child(number: signal.Signals) -> None:
+    with subprocess.Popen(command("hangs", "-q"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while process.stderr.readline() != "hanging\n":
+            pass
+        process.send_signal(number)
+        assert process.wait(10) > 0
+        process.stderr.read()  # ends only when the child has ended, too
+
+
+@pytest.mark.parametrize("descriptor", ["passed", "standard input"])
+@pytest.mark.parametrize("where", [(), ("-f",)], ids=["background", "foreground"])
+def test_an_inherited_socket_survives(descriptor: str, where: tuple[str, ...], pid_path: Path) -> None:
+    ours, guests = socket.socketpair()
+    with ours, guests:
+        ours.settimeout(10)
+        fd = guests.fileno() if descriptor == "passed" else 0
+        with subprocess.Popen(
+            command("listens at its descriptor", "-q", "-F", str(fd), "-P", str(pid_path), *where),
+            env=ENVIRONMENT,
+            stdin=guests,
+            pass_fds=[guests.fileno()],
+        ) as process:
+            guests.close()
+            assert ours.recv(100) == b"here"
+            os.kill(int(pid_path.read_text()), signal.SIGTERM)
+            assert process.wait(10) == 0
+    assert is_gone(pid_path)
