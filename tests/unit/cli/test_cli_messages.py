@@ -98,3 +98,10 @@ def test_help_names_every_option_and_fits_a_terminal() -> None:
 
 def test_version() -> None:
     assert version_text("1.2.3") == "trio-passt 1.2.3\n"
+
+
+def test_the_reference_describes_every_option() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "reference.md").read_text()
+    for option in OPTIONS:
+        assert all(f"--{name}" in text for name in option.names)
+        assert option.short is None or f"`-{option.short}`" in text
