@@ -25,7 +25,7 @@ from tests.integration.topology import Topology
 REQUIRED_COMMANDS = ("dpkg-deb", "ip", "iperf3", "qemu-system-x86_64", "setpriv", "tshark")
 PR_SET_PDEATHSIG = 1
 
-FORWARDS = ["-t", "8022,8080-8089", "-t", "2222:22", "-u", "9053,5353:53"]
+FORWARDS = ["-t", "8022,8080-8089", "-t", "2222:22", "-u", "9053,6053:7053"]
 """What the session's daemon forwards: see test_forward.py."""
 
 
