@@ -318,6 +318,14 @@ def test_fragments_are_left_alone(version: int) -> None:
         assert shape(coalesce(framing.join(frames))) == [10, 1, 9]
 
 
+def test_a_run_of_nothing_but_fragments_is_left_alone() -> None:
+    frames = as_bytes(stream_of(20, Frame(payload_bytes=1000)))
+    for number, frame in enumerate(frames):
+        ip_header = evolve(ipv4.parse(frame[14:])[0], more_fragments=True)
+        frames[number] = frame[:14] + ipv4.emit(ip_header, len(frame) - 34) + frame[34:]
+    assert shape(coalesce(framing.join(frames))) == [1] * 20
+
+
 def test_ip_options_are_left_alone() -> None:
     frames = as_bytes(stream_of(20, Frame(payload_bytes=1000)))
     packet = bytearray(frames[10][14:34] + b"\x01\x01\x01\x00" + frames[10][34:])
