@@ -15,7 +15,7 @@ import trio
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.flow.table import FlowLimit, FlowTable
-from trio_passt.flow.translate import LOOPBACK_IPV4, LOOPBACK_IPV6
+from trio_passt.flow.translate import LOOPBACK_IPV4, LOOPBACK_IPV6, is_unicast
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.listeners import UdpPort
@@ -161,9 +161,9 @@ class Dispatcher:
             if segment.flags & (tcp.SYN | tcp.ACK | tcp.FIN) != tcp.SYN:
                 self._refuse(key, segment)
                 return
-            endpoint = self._session.addresses.destination_on_host(destination, key.remote_port)
+            endpoint = self._destination(key)
             if endpoint is None:
-                self._drops["not a destination"] += 1
+                self._drops["addresses of no flow"] += 1
             elif not self.tcp.start(TcpFlow.outbound(self._session, key, segment, endpoint)):
                 self._refuse(key, segment)
             return
@@ -189,9 +189,9 @@ class Dispatcher:
         key = FlowKey(source, header.source_port, destination, header.destination_port)
         flow = self.udp.get(key)
         if flow is None:
-            endpoint = self._session.addresses.destination_on_host(destination, key.remote_port)
+            endpoint = self._destination(key)
             if endpoint is None or not key.remote_port:
-                self._drops["not a destination"] += 1
+                self._drops["addresses of no flow"] += 1
                 return
             flow = OutboundUdp(self._session, key, endpoint)
             if not self.udp.start(flow):
@@ -210,9 +210,9 @@ class Dispatcher:
         key = FlowKey(source, echo.identifier, destination, 0)
         flow = self.echo.get(key)
         if flow is None:
-            endpoint = self._session.addresses.destination_on_host(destination, 0)
+            endpoint = self._destination(key)
             if endpoint is None:
-                self._drops["not a destination"] += 1
+                self._drops["addresses of no flow"] += 1
                 return
             is_local = endpoint.address in (LOOPBACK_IPV4, LOOPBACK_IPV6)
             flow = EchoFlow(self._session, key, endpoint, is_local=is_local)
@@ -221,6 +221,12 @@ class Dispatcher:
                 return
         flow.deliver(echo)
         self._to_wake[flow] = None
+
+    def _destination(self, key: FlowKey) -> Endpoint | None:
+        """Where a new flow of the guest goes on the host; `None` if one of its addresses can't be a flow's."""
+        if not is_unicast(key.guest):
+            return None
+        return self._session.addresses.destination_on_host(key.remote, key.remote_port)
 
     def _reply(self, frame: bytes | None) -> None:
         """Send a service's frame; on a full link it is dropped, since whoever asked asks again."""

@@ -22,8 +22,8 @@ DNS_PORTS = frozenset({53, 853})
 _LOW_IPV6 = bytes(10)
 
 
-def is_unicast_destination(address: bytes) -> bool:
-    """Whether a guest may open a flow to this packed address.
+def is_unicast(address: bytes) -> bool:
+    """Whether this packed address may be an end of a guest's flow.
 
     Not to unspecified, loopback, group, reserved, or IPv4-mapped and -compatible addresses: the host's kernel would
     take several of them for the host itself (0.0.0.0, ::ffff:127.0.0.1), behind the back of the mapping.
@@ -62,7 +62,7 @@ class AddressMap:
         on_host = self._dns.get(address) if port in DNS_PORTS else None
         on_host = on_host or self._host_by_guest.get(address)
         if on_host is None:
-            if len(address) not in self._mapped or not is_unicast_destination(address):
+            if len(address) not in self._mapped or not is_unicast(address):
                 return None
             on_host = address
         return Endpoint(on_host, port, self._scope_id if is_link_local(on_host) else 0)

@@ -74,6 +74,7 @@ class TcpFlow:
         "_host_events",
         "_inbox",
         "_initial_seq",
+        "_is_over",
         "_output",
         "_reset_numbers",
         "_session",
@@ -93,6 +94,7 @@ class TcpFlow:
         self._syn: TcpSegment | None = None
         self._destination: Endpoint | None = None
         self._reset_numbers = (0, 0)
+        self._is_over = False
 
     @classmethod
     def outbound(cls, session: Session, key: FlowKey, syn: TcpSegment, destination: Endpoint) -> "TcpFlow":
@@ -112,7 +114,8 @@ class TcpFlow:
 
     def deliver(self, segment: TcpSegment) -> None:
         """A segment from the guest; call `wake` after the last one of a batch."""
-        self._inbox.append(segment)
+        if not self._is_over:
+            self._inbox.append(segment)
 
     def wake(self) -> None:
         """There is something in the inbox."""
@@ -278,6 +281,8 @@ class TcpFlow:
 
     async def _reset_guest(self) -> None:
         """Tell the guest; a full link gets a moment."""
+        self._is_over = True
+        self._inbox.clear()
         with trio.move_on_after(timeouts.RESET_PATIENCE_S):
             while not self._send_reset():
                 await self._doorbell.wait()
