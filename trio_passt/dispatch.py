@@ -7,7 +7,6 @@ segments in their inbox and are woken, each once per batch however many frames w
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterable
 from typing import Protocol
 
 import trio
@@ -24,8 +23,10 @@ from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.tcp.flow import TcpFlow
 from trio_passt.udp.flow import InboundUdp, OutboundUdp
 from trio_passt.wire import ethernet, frames, icmp, ip, ipv4, ipv6, tcp, udp
+from trio_passt.wire.coalesce import JoinedSegments, coalesce
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EtherType
+from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.icmp import IcmpType, Icmpv6Type
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.tcp import TcpSegment
@@ -61,11 +62,17 @@ class Dispatcher:
 
     # -- from the guest ------------------------------------------------------------------------------------------------
 
-    def dispatch(self, batch: Iterable[memoryview]) -> None:
-        """Take every frame of a batch; a malformed one is counted, and the others are none the worse for it."""
-        for frame in batch:
+    def dispatch(self, batch: FrameBatch) -> None:
+        """Take every frame of a batch; a malformed one is counted, and the others are none the worse for it.
+
+        Runs of one connection's frames come as one segment, which means the same (`wire.coalesce`).
+        """
+        for item in coalesce(batch):
             try:
-                self._take_frame(frame)
+                if isinstance(item, JoinedSegments):
+                    self._take_joined(item)
+                else:
+                    self._take_frame(item)
             except MalformedPacket as error:
                 self._drops["malformed"] += 1
                 log.debug("malformed packet from the guest: %s", error)
@@ -88,6 +95,15 @@ class Dispatcher:
             case _:
                 self._drops["unknown EtherType"] += 1
 
+    def _take_joined(self, run: JoinedSegments) -> None:
+        if not (self._network.ipv4 if len(run.source) == 4 else self._network.ipv6):
+            self._drops["address family is off"] += run.frames
+            return
+        self._session.guest.learn_mac(run.ethernet.source)
+        self._session.guest.learn_address(run.source)
+        for _ in range(1 + run.duplicates):
+            self._take_segment(run.source, run.destination, run.segment)
+
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv4.parse(packet)
         source, destination = header.source, header.destination
@@ -101,7 +117,7 @@ class Dispatcher:
         self._session.guest.learn_address(source)
         match header.protocol:
             case IPProtocol.TCP:
-                self._take_tcp(source, destination, payload)
+                self._take_segment(source, destination, tcp.parse(source, destination, payload))
             case IPProtocol.UDP:
                 self._take_udp(source, destination, payload)
             case IPProtocol.ICMP:
@@ -131,7 +147,7 @@ class Dispatcher:
         self._session.guest.learn_address(source)
         match header.protocol:
             case IPProtocol.TCP:
-                self._take_tcp(source, destination, payload)
+                self._take_segment(source, destination, tcp.parse(source, destination, payload))
             case IPProtocol.UDP:
                 self._take_udp(source, destination, payload, mac)
             case IPProtocol.ICMPV6:
@@ -151,8 +167,7 @@ class Dispatcher:
         elif message.type not in _QUIETLY_IGNORED:
             self._drops["icmp: neither echo nor for us"] += 1
 
-    def _take_tcp(self, source: bytes, destination: bytes, packet: memoryview) -> None:
-        segment = tcp.parse(source, destination, packet)
+    def _take_segment(self, source: bytes, destination: bytes, segment: TcpSegment) -> None:
         key = FlowKey(source, segment.source_port, destination, segment.destination_port)
         flow = self.tcp.get(key)
         if flow is None:
