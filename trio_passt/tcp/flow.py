@@ -127,7 +127,7 @@ class TcpFlow:
         """From the first SYN to the last acknowledgement, or to a reset."""
         try:
             bridge = await self._open()
-            while not bridge.is_finished():
+            while True:
                 now = trio.current_time()
                 bridge.host_event(self._take_host_events())
                 while self._inbox:
@@ -136,6 +136,8 @@ class TcpFlow:
                 bridge.write_to_host()
                 bridge.send(now)
                 self._reset_numbers = bridge.reset_numbers()
+                if bridge.is_finished():
+                    break
                 if bridge.has_more:
                     self._doorbell.ring()
                 await self._sleep(bridge.deadline(now))
