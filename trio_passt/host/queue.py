@@ -46,6 +46,11 @@ class ReceiveQueue:
             self._offset = 0
 
     @property
+    def peeks_from_front(self) -> bool:
+        """Without SO_PEEK_OFF a peek stops at an urgent byte; what follows is found when what precedes is discarded."""
+        return self._offset is None
+
+    @property
     def reach(self) -> int:
         """The largest offset at which there is something to peek."""
         return len(self._scratch) if self._offset is None else sys.maxsize

@@ -37,7 +37,12 @@ def start_tcp_connection(peer: Endpoint) -> socket.socket:
 
 
 def prepare_tcp(sock: socket.socket) -> None:
-    """Options of every TCP socket that carries a flow: no delay by Nagle (the guest has its own), keep-alive."""
+    """Options of every TCP socket that carries a flow.
+
+    No delay by Nagle (the guest has its own); keep-alive; urgent data as ordinary data, since a byte that is left out of
+    the stream would not be counted by what is peeked of it.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

@@ -35,6 +35,7 @@ class Bridge:
     """Both halves of the guest's connection, joined to a connected host socket.  Times are Trio's, in seconds."""
 
     __slots__ = (
+        "_acknowledged_bytes",
         "_answer_now",
         "_drops",
         "_host",
@@ -70,6 +71,7 @@ class Bridge:
         self._queue = queue
         self._keepalive = Keepalive(now)
         self._readable = self._writable = True
+        self._acknowledged_bytes = 0
         self._answer_now = False
         self._resend_first = False
         self._progress_at = now
@@ -114,8 +116,7 @@ class Bridge:
             self._answer_now = True
             return
         self._keepalive.heard(now)
-        if acknowledgement.data_bytes:
-            self._queue.discard(acknowledgement.data_bytes)
+        self._acknowledged_bytes += acknowledgement.data_bytes
         if acknowledgement.resend_first:
             self._resend_first = True
         receipt = self.from_guest.receive(segment)
@@ -173,7 +174,14 @@ class Bridge:
             from_guest.host_shut_down()
 
     def send(self, now: float) -> None:
-        """Send the guest what the host socket has for it, with acknowledgement and window; a bare ACK if one is due."""
+        """Send the guest what the host socket has for it, with acknowledgement and window; a bare ACK if one is due.
+
+        What the guest has acknowledged leaves the host's receive queue first, all of it at once.
+        """
+        if self._acknowledged_bytes:
+            self._queue.discard(self._acknowledged_bytes)
+            self._acknowledged_bytes = 0
+            self._readable = self._readable or self._queue.peeks_from_front
         ack = self.from_guest.acknowledgeable(self._unconfirmed())
         window = self.from_guest.window_after(self._free_bytes(), ack)
         if ack != self.from_guest.acknowledged:
