@@ -39,7 +39,7 @@ def start_tcp_connection(peer: Endpoint) -> socket.socket:
 def prepare_tcp(sock: socket.socket) -> None:
     """Options of every TCP socket that carries a flow.
 
-    No delay by Nagle (the guest has its own); keep-alive; urgent data as ordinary data, since a byte that is left out of
+    No delay by Nagle (the guest has its own); keep-alive; urgent data as ordinary data, since a byte left out of
     the stream would not be counted by what is peeked of it.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
