@@ -219,7 +219,7 @@ class TcpFlow:
         deadline = trio.current_time() + timeouts.HANDSHAKE_S
         while trio.current_time() < deadline:
             self._output.segment(self._initial_seq, opening.ack, flags, MAX_WINDOW_FIELD, offer)
-            with trio.move_on_after(retry_s) as silence:
+            with trio.move_on_at(min(trio.current_time() + retry_s, deadline)) as silence:
                 answer = await self._answer(opening)
                 if answer is not None:
                     return answer
