@@ -43,6 +43,9 @@ Flags = npt.NDArray[np.bool_]
 LOOK_FROM_FRAMES = 8
 """Batches below this size are left as they are: eight frames parsed one by one cost as much as a look at them."""
 
+LARGE_FRAME_BYTES = 16384
+"""Batches of frames that are larger on average are left as they are: to parse one costs less than to copy its payload."""
+
 JOIN_FROM_FRAMES = 3
 """Shorter runs are left as frames: to build one joined segment costs as much as to parse one or two."""
 
@@ -148,7 +151,7 @@ _IPV6 = _Layout(
 
 def coalesce(batch: FrameBatch) -> list[Item]:
     """The batch in order: frames as they are, and runs of them as joined segments."""
-    if len(batch) < LOOK_FROM_FRAMES:
+    if len(batch) < LOOK_FROM_FRAMES or len(batch.data) > LARGE_FRAME_BYTES * len(batch):
         return list(batch)
     joined: dict[int, JoinedSegments] = {}
     for layout in _promising(batch):

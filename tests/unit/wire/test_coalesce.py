@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_passt.wire import checksum, ethernet, framing, ipv4, ipv6, tcp
-from trio_passt.wire.coalesce import JOIN_FROM_FRAMES, LOOK_FROM_FRAMES, Item, JoinedSegments, coalesce
+from trio_passt.wire.coalesce import (
+    JOIN_FROM_FRAMES,
+    LARGE_FRAME_BYTES,
+    LOOK_FROM_FRAMES,
+    Item,
+    JoinedSegments,
+    coalesce,
+)
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
 from trio_passt.wire.frames import FrameBatch, Offload
@@ -247,6 +254,14 @@ def test_small_batches_and_short_runs_stay_frames() -> None:
     pairs = [frame for port in range(20) for frame in stream_of(2, Frame(payload_bytes=9, source_port=port))]
     assert shape(check(as_bytes(pairs))) == [1] * 40
     assert coalesce(FrameBatch(b"", [])) == []
+
+
+def test_large_frames_stay_frames() -> None:
+    """To copy their payloads into one would cost more than to parse them."""
+    assert (
+        shape(check(as_bytes(stream_of(LOOK_FROM_FRAMES, Frame(payload_bytes=LARGE_FRAME_BYTES)))))
+        == [1] * LOOK_FROM_FRAMES
+    )
 
 
 CHANGES: dict[str, Callable[[Frame], Frame]] = {
