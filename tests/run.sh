@@ -55,6 +55,6 @@ mkdir -p "$TRIO_PASST_WORK"
 [ -O "$TRIO_PASST_WORK" ] || die "$TRIO_PASST_WORK belongs to someone else: set TRIO_PASST_WORK to another directory"
 if ! "$TRIO_PASST_WORK/runner/bin/python" -m nox --version >/dev/null 2>&1; then
     "$python" -m venv --clear "$TRIO_PASST_WORK/runner"
-    "$TRIO_PASST_WORK/runner/bin/pip" install --quiet --disable-pip-version-check 'nox>=2024.4.15'
+    "$TRIO_PASST_WORK/runner/bin/pip" install -qq --disable-pip-version-check 'nox>=2024.4.15'
 fi
 exec "$TRIO_PASST_WORK/runner/bin/python" -m nox --envdir "$TRIO_PASST_WORK/nox" "$@" </dev/null
