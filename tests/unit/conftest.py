@@ -1,0 +1,51 @@
+"""Fixtures of all tests that have a scripted guest."""
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+from harness.stage import V4, V6, Family, Stage, on_stage
+from trio.testing import MockClock
+
+from trio_passt.tcp import timeouts
+
+
+@pytest.fixture
+def standing_clock() -> None:
+    """Tests that use this run on a clock that stands still until they move it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """pytest-trio takes a clock only from a test's own arguments, not from those of its fixtures."""
+    for item in items:
+        if "standing_clock" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.trio(run=_run_on_standing_clock), append=False)
+
+
+def _run_on_standing_clock(test: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+    return trio.run(test, *args, **(options | {"clock": MockClock()}))
+
+
+@pytest.fixture(autouse=True)
+def near_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's peers are near, so the guest's data is acknowledged when the kernel has it.
+
+    What loopback's round trip is said to be depends on how busy the machine is.  Tests of distant peers say otherwise.
+    """
+    monkeypatch.setattr(timeouts, "NEAR_PEER_RTT_S", math.inf)
+
+
+@pytest.fixture(params=[V4, V6], ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Both IP versions."""
+    assert isinstance(request.param, Family)
+    return request.param
+
+
+@pytest.fixture
+async def guest(standing_clock: None) -> AsyncIterator[Stage]:
+    """A guest that is online, with both families, on a link that is never full."""
+    async with on_stage() as stage:
+        yield stage
