@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +91,13 @@ def directory() -> Iterator[Path]:
     """A directory for this session's files, readable by every user; paths in it fit a UNIX socket's address."""
     parent = guest_image.work_directory()
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="session-") as path:
-        Path(path).chmod(0o755)
-        yield Path(path)
+    for leftover in parent.glob("session-*"):
+        if not Path("/proc", leftover.name.removeprefix("session-")).exists():
+            shutil.rmtree(leftover)
+    path = parent / f"session-{os.getpid()}"
+    path.mkdir(mode=0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")
