@@ -44,7 +44,7 @@ LOOK_FROM_FRAMES = 8
 """Batches below this size are left as they are: eight frames parsed one by one cost as much as a look at them."""
 
 LARGE_FRAME_BYTES = 16384
-"""Batches of frames that are larger on average are left as they are: to parse one costs less than to copy its payload."""
+"""Batches of larger frames on average are left as they are: parsing one costs less than copying its payload."""
 
 JOIN_FROM_FRAMES = 3
 """Shorter runs are left as frames: to build one joined segment costs as much as to parse one or two."""
