@@ -227,15 +227,19 @@ class Bridge:
         return taken > 0
 
     def _resend(self, ack: int, window: int) -> bool:
-        """Once more the segment that the guest misses."""
+        """Once more the segment that the guest misses, if it still does; on a full link, as soon as there is room."""
         to_guest = self.to_guest
-        self._resend_first = False
-        view = self._queue.peek(0, to_guest.mss)
+        in_flight = to_guest.queue_offset
+        view = self._queue.peek(0, min(to_guest.mss, in_flight)) if in_flight else None
         if view:
-            return self._output.data(to_guest.una, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss) > 0
-        if to_guest.state is ToGuestState.SENT:
-            return self._output.segment(to_guest.una, ack, tcp.FIN | tcp.ACK, window)
-        return False
+            went_out = self._output.data(to_guest.una, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss) > 0
+        elif to_guest.state is ToGuestState.SENT:
+            went_out = self._output.segment(to_guest.una, ack, tcp.FIN | tcp.ACK, window)
+        else:
+            self._resend_first = False
+            return False
+        self._resend_first = not went_out
+        return went_out
 
     def _probe(self) -> None:
         """A segment just outside of the guest's window, which it has to answer (RFC 9293 section 3.8.4)."""
@@ -273,4 +277,4 @@ class Bridge:
 
     def reset_numbers(self) -> tuple[int, int]:
         """Sequence and acknowledgement number of a reset that the guest will accept."""
-        return self.to_guest.next, self.from_guest.next
+        return self.to_guest.highest, self.from_guest.next
