@@ -67,6 +67,7 @@ class GuestTcp:
             window = self.window
         if flags & tcp.SYN:
             self._own_scale = scale
+            self._edge = None
             field = min(window, 65535)
         else:
             field = min(window >> self.scale, 65535)
@@ -105,6 +106,7 @@ class GuestTcp:
         """The other end's SYN was received."""
         self.expected = (syn.seq + 1) % 2**32
         self.host_window = syn.window
+        self._host_edge = None
         if syn.options.window_scale is not None and (self._own_scale is not None or not syn.flags & tcp.ACK):
             self.host_scale = syn.options.window_scale
         self.scale = (self._own_scale or 0) if syn.options.window_scale is not None else 0
@@ -153,6 +155,57 @@ class GuestTcp:
                 self.sends(tcp.ACK)
         assert len(received) == len(data)
         assert received == data
+
+    async def uploads(self, data: bytes, segment_bytes: int = 65460) -> None:
+        """Send `data` as the host's window allows, in batches, until all of it is acknowledged."""
+        start, sent = self.next, 0
+        acknowledged = 0
+        while acknowledged < len(data):
+            room = acknowledged + self.host_window - sent
+            pieces = []
+            while sent < len(data) and (size := min(segment_bytes, room, len(data) - sent)) > 0:
+                pieces.append(self.segment(tcp.ACK, data[sent : sent + size]))
+                sent += size
+                room -= size
+            if pieces:
+                self.sends_batch(*pieces)
+            got = await self.arrives()
+            assert got.flags & ~tcp.PSH == tcp.ACK, f"expected an acknowledgement, got {got}"
+            self._take(got)
+            acknowledged = max(acknowledged, numbers.distance(start, got.ack))
+
+    @property
+    def room(self) -> int:
+        """How much the host's window has room for."""
+        assert self._host_edge is not None
+        return numbers.distance(self.next, self._host_edge)
+
+    async def fills_window(self, data: bytes, segment_bytes: int = 65460, *, but: int = 0) -> int:
+        """Send from `data` until the host's window is full for good, but for some bytes; returns how much was sent."""
+        start, sent = self.next, 0
+        edge = self.host_window - but
+        while True:
+            pieces = []
+            while sent < edge and sent < len(data):
+                piece = data[sent : min(sent + segment_bytes, edge)]
+                pieces.append(self.segment(tcp.ACK, piece))
+                sent += len(piece)
+            if pieces:
+                self.sends_batch(*pieces)
+            got = await self.arrives_or_none()
+            if got is None:
+                return sent
+            edge = max(edge, numbers.distance(start, got.ack) + (got.window << self.host_scale) - but)
+
+    async def arrives_or_none(self) -> TcpSegment | None:
+        """The next segment of this connection, if there is one without waiting for time."""
+        await self._stage.settles()
+        seen = self._stage.look(self._is_mine)
+        if not isinstance(seen, SeenTcp):
+            return None
+        self._check_windows(seen.segment)
+        self._take(seen.segment)
+        return seen.segment
 
     async def expects_reset(self, *, ack: int | None = ACK_OF_MINE) -> TcpSegment:
         """A reset that a guest has to accept: exactly the next sequence number (RFC 5961 section 3.2)."""
@@ -285,6 +338,10 @@ class HostServer:
         self._socket.listen(backlog)
         self._accepted: list[socket.socket] = []
         self.port: int = self._socket.getsockname()[1]
+
+    def receive_buffer(self, size: int) -> None:
+        """Connections get a receive buffer of this size, which does not grow."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     async def accepts(self) -> HostSocket:
         """The next connection."""
