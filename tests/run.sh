@@ -39,7 +39,7 @@ missing() {
 }
 
 install_packages() {
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends "$@" </dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends "$@" </dev/null >/dev/null
 }
 
 packages=$(missing)
@@ -48,7 +48,7 @@ if [ -n "$packages" ]; then
     [ "$(id -u)" = 0 ] || die "as root, first: apt-get install --no-install-recommends $packages"
     echo "tests/run.sh: installing $packages"
     # shellcheck disable=SC2086 # a list of words
-    install_packages $packages || { apt-get update --quiet=2 && install_packages $packages; }
+    install_packages $packages 2>/dev/null || { apt-get update --quiet=2 && install_packages $packages; }
 fi
 
 mkdir -p "$TRIO_PASST_WORK"
