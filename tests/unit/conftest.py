@@ -9,7 +9,7 @@ import trio
 from harness.stage import V4, V6, Family, Stage, on_stage
 from trio.testing import MockClock
 
-from trio_passt.tcp import timeouts
+from trio_passt.tcp import flow, timeouts
 
 
 @pytest.fixture
@@ -42,6 +42,13 @@ def family(request: pytest.FixtureRequest) -> Family:
     """Both IP versions."""
     assert isinstance(request.param, Family)
     return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["SO_PEEK_OFF", "no SO_PEEK_OFF"])
+def peek_offset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernel's help in peeking, and without."""
+    if not request.param:
+        monkeypatch.setattr(flow, "has_peek_offset", lambda _family: False)
 
 
 @pytest.fixture

@@ -1,31 +1,18 @@
 """Data of all sizes, both ways."""
 
-import random
-
 import pytest
 import trio
+from harness.noise import noise
 from harness.stage import V4, Family, Stage, frame_of, network, on_stage, segment_packet
 
 from trio_passt.host import sockets
-from trio_passt.tcp import flow, handshake, timeouts
+from trio_passt.tcp import handshake, timeouts
 from trio_passt.wire.frames import Capabilities
 from trio_passt.wire.tcp import ACK, PSH, URG
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
 SIZES = [1, 1459, 1460, 1461, 100_000, 3_000_000]
-
-
-def noise(size: int, seed: int = 1) -> bytes:
-    """The same bytes each time, none of which look alike."""
-    return random.Random(seed).randbytes(size)
-
-
-@pytest.fixture(params=[True, False], ids=["SO_PEEK_OFF", "no SO_PEEK_OFF"])
-def peek_offset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the kernel's help, and without."""
-    if not request.param:
-        monkeypatch.setattr(flow, "has_peek_offset", lambda _family: False)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import trio
+from harness.noise import noise
 from harness.stage import V4, Family, Stage
-from test_tcp_data import noise, peek_offset  # noqa: F401 - a fixture
 
 from trio_passt.tcp.bridge import Bridge
 from trio_passt.wire.tcp import ACK, FIN, RST

@@ -2,8 +2,8 @@
 
 import pytest
 import trio
+from harness.noise import noise
 from harness.stage import Family, Stage, network, on_stage
-from test_tcp_data import noise, peek_offset  # noqa: F401 - a fixture
 
 from trio_passt.wire.tcp import ACK, FIN, RST, SYN
 

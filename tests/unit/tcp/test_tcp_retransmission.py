@@ -2,9 +2,9 @@
 
 import pytest
 import trio
+from harness.noise import noise
 from harness.stage import Family, Stage
 from harness.tcp import GuestTcp
-from test_tcp_data import noise, peek_offset  # noqa: F401 - a fixture
 
 from trio_passt.wire.tcp import ACK, FIN
 

@@ -1,8 +1,8 @@
 """Segments that are not simply the next one (RFC 9293 section 3.10.7.4, RFC 5961)."""
 
 import pytest
+from harness.noise import noise
 from harness.stage import V4, Family, Stage
-from test_tcp_data import noise
 
 from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN
 

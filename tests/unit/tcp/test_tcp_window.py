@@ -2,8 +2,8 @@
 
 import pytest
 import trio
+from harness.noise import noise
 from harness.stage import V4, Family, Stage
-from test_tcp_data import noise, peek_offset  # noqa: F401 - a fixture
 
 from trio_passt.tcp import bridge
 from trio_passt.wire.tcp import ACK, FIN

@@ -1,0 +1,199 @@
+"""The receiving half: any order, any overlap, and what comes out is what was sent."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trio_passt.tcp import seq
+from trio_passt.tcp.closing import FromGuestState
+from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, FromGuest, Receipt
+from trio_passt.wire.tcp import ACK, FIN, TcpSegment
+
+SYN_SEQ = 2**32 - 5
+START = seq.add(SYN_SEQ, 1)
+
+
+def half(scale: int = 0, window: int = 1000) -> FromGuest:
+    return FromGuest(SYN_SEQ, scale, window)
+
+
+def segment(at: int, payload: bytes = b"", flags: int = ACK) -> TcpSegment:
+    """`payload` at offset `at` of the guest's data."""
+    return TcpSegment(1, 2, seq.add(START, at), 0, flags, 0, payload)
+
+
+def state_of(guest_half: FromGuest) -> FromGuestState:
+    return guest_half.state
+
+
+def joined(guest_half: FromGuest) -> bytes:
+    return b"".join(guest_half.pending(10_000))
+
+
+@pytest.mark.parametrize(
+    ("at", "length", "acceptable"),
+    [
+        (0, 0, True),
+        (999, 0, True),
+        (1000, 0, False),
+        (-1, 0, False),
+        (0, 1, True),
+        (0, 2000, True),
+        (999, 1, True),
+        (1000, 1, False),
+        (-5, 5, False),
+        (-5, 6, True),
+        (2**30, 1, False),
+        (-(2**30), 1, False),
+    ],
+)
+def test_acceptable_with_a_window(at: int, length: int, acceptable: bool) -> None:
+    """The table of RFC 9293 section 3.10.7.4."""
+    assert half().is_acceptable(segment(at, bytes(length))) is acceptable
+
+
+@pytest.mark.parametrize(("at", "length", "acceptable"), [(0, 0, True), (1, 0, False), (-1, 0, False), (0, 1, False)])
+def test_acceptable_without_a_window(at: int, length: int, acceptable: bool) -> None:
+    assert half(window=0).is_acceptable(segment(at, bytes(length))) is acceptable
+
+
+def test_data_in_order_is_pending_until_the_host_has_it() -> None:
+    guest_half = half()
+    assert guest_half.receive(segment(0, b"abc")) is Receipt.IN_ORDER
+    assert guest_half.receive(segment(3, b"def")) is Receipt.IN_ORDER
+    assert guest_half.pending_bytes == 6
+    assert guest_half.acknowledgeable(0) == START
+    guest_half.delivered(4)
+    assert joined(guest_half) == b"ef"
+    assert guest_half.acknowledgeable(0) == seq.add(START, 4)
+    assert guest_half.acknowledgeable(3) == seq.add(START, 1)
+    guest_half.delivered(2)
+    assert guest_half.acknowledgeable(0) == seq.add(START, 6)
+
+
+def test_duplicates_and_gaps() -> None:
+    guest_half = half()
+    assert guest_half.receive(segment(1, b"b")) is Receipt.OUT_OF_ORDER
+    assert guest_half.receive(segment(1, b"", ACK | FIN)) is Receipt.OUT_OF_ORDER
+    assert guest_half.receive(segment(1)) is Receipt.NOTHING_NEW
+    assert guest_half.receive(segment(0, b"abc")) is Receipt.IN_ORDER
+    assert guest_half.receive(segment(0, b"abc")) is Receipt.NOTHING_NEW
+    assert guest_half.receive(segment(0)) is Receipt.NOTHING_NEW
+    assert guest_half.receive(segment(1, b"bcde")) is Receipt.IN_ORDER
+    assert joined(guest_half) == b"abcde"
+
+
+def test_what_lies_beyond_the_window_is_cut_off_and_a_fin_with_it() -> None:
+    guest_half = half(window=4)
+    assert guest_half.receive(segment(0, b"abcdef", ACK | FIN)) is Receipt.IN_ORDER
+    assert joined(guest_half) == b"abcd"
+    assert state_of(guest_half) is FromGuestState.OPEN
+    assert guest_half.window == 0
+
+
+def test_fin_with_its_last_data_lost() -> None:
+    guest_half = half()
+    guest_half.receive(segment(0, b"abc"))
+    assert guest_half.receive(segment(1, b"bcd", ACK | FIN)) is Receipt.IN_ORDER
+    assert state_of(guest_half) is FromGuestState.RECEIVED
+    assert guest_half.next == seq.add(START, 5)
+
+
+@pytest.mark.parametrize("data_acknowledged_first", [True, False])
+def test_fin_is_acknowledged_when_it_was_delivered(data_acknowledged_first: bool) -> None:
+    guest_half = half()
+    guest_half.receive(segment(0, b"abc", ACK | FIN))
+    assert guest_half.acknowledgeable(0) == START
+    guest_half.delivered(3)
+    assert guest_half.acknowledgeable(0) == seq.add(START, 3)
+    if data_acknowledged_first:
+        guest_half.acknowledged_to_guest(seq.add(START, 3), 1000)
+        assert state_of(guest_half) is FromGuestState.RECEIVED
+    guest_half.host_shut_down()
+    assert guest_half.acknowledgeable(1) == seq.add(START, 3)  # the FIN is in the kernel's queue
+    guest_half.acknowledged_to_guest(guest_half.acknowledgeable(1), 1000)
+    assert state_of(guest_half) is FromGuestState.DELIVERED
+    guest_half.acknowledged_to_guest(guest_half.acknowledgeable(0), 1000)
+    assert state_of(guest_half) is FromGuestState.ACKNOWLEDGED
+    assert guest_half.receive(segment(4, b"late")) is Receipt.NOTHING_NEW
+
+
+def test_acknowledgement_never_goes_back() -> None:
+    guest_half = half()
+    guest_half.receive(segment(0, bytes(100)))
+    guest_half.delivered(100)
+    guest_half.acknowledged_to_guest(guest_half.acknowledgeable(0), 1000)
+    assert guest_half.acknowledgeable(50) == seq.add(START, 100)
+
+
+def test_right_edge_never_goes_back() -> None:
+    guest_half = half(window=1000)
+    guest_half.receive(segment(0, bytes(400)))
+    guest_half.delivered(400)
+    ack = guest_half.acknowledgeable(0)
+    assert guest_half.window_after(0, ack) == 600
+    assert guest_half.window_after(5000, ack) == 5000
+    guest_half.acknowledged_to_guest(ack, 5000)
+    assert guest_half.window == 5000
+    assert guest_half.window_after(100, ack) == 5000
+
+
+def test_window_counts_from_the_acknowledgement_number() -> None:
+    guest_half = half(window=1000)
+    guest_half.receive(segment(0, bytes(400)))
+    assert guest_half.window_after(0, START) == 1000
+    assert guest_half.window_gain(1000, START) == 0
+    assert guest_half.window_gain(1500, START) == 500
+
+
+def test_window_field_has_16_bits() -> None:
+    assert half(scale=0).window_after(10**9, START) == MAX_WINDOW_FIELD
+    assert half(scale=7).window_after(10**9, START) == MAX_WINDOW_FIELD
+    assert half(scale=7).window_after(1279, START) == 9
+
+
+def test_what_stays_pending_does_not_hold_its_batch() -> None:
+    guest_half = half(window=65535)
+    batch = bytes(60_000)
+    guest_half.receive(segment(0, memoryview(batch)[:10]))  # type: ignore[arg-type]
+    guest_half.receive(segment(10, memoryview(batch)[10:20]))  # type: ignore[arg-type]
+    guest_half.keep_pending()
+    assert list(guest_half.pending(10)) == [bytes(20)]
+    guest_half.keep_pending()
+    guest_half.delivered(5)
+    guest_half.keep_pending()
+    assert list(guest_half.pending(10)) == [bytes(15)]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.binary(min_size=1, max_size=300), st.integers(1, 200))
+def test_any_disorder_gives_the_same_bytes(disorder: int, data: bytes, window: int) -> None:
+    dice = random.Random(disorder)
+    guest_half = FromGuest(SYN_SEQ, 0, window)
+    delivered = b""
+    for _ in range(20_000):
+        if guest_half.state is not FromGuestState.OPEN and not guest_half.pending_bytes:
+            break
+        at = dice.randint(0, len(data))
+        # mostly what comes next, as a retransmitting guest would
+        if dice.random() < 0.5:
+            at = seq.distance(START, guest_half.next)
+        end = dice.randint(at, min(len(data), at + 50)) if at < len(data) else at
+        flags = ACK | (FIN if end == len(data) else 0)
+        received = segment(at, data[at:end], flags)
+        if guest_half.is_acceptable(received):
+            guest_half.receive(received)
+        taken = dice.randint(0, guest_half.pending_bytes)
+        delivered += joined(guest_half)[:taken]
+        guest_half.delivered(taken)
+        ack = guest_half.acknowledgeable(0)
+        field = guest_half.window_after(dice.randint(0, window), ack)
+        edge = seq.add(guest_half.next, guest_half.window)
+        guest_half.acknowledged_to_guest(ack, field)
+        assert seq.distance(edge, seq.add(guest_half.next, guest_half.window)) >= 0
+        assert 0 <= guest_half.pending_bytes <= len(data)
+    else:
+        pytest.fail("never finished")
+    assert delivered == data
