@@ -142,7 +142,7 @@ ip netns exec "$host" sh -c 'echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_ra
 title "The host's network"
 ip -n "$host" -brief address show dev uplink | indent
 ip -n "$host" route | indent
-say "a remote machine is at 198.51.100.2 and 2001:db8:2::2, two hops away"
+say "a remote machine is at 198.51.100.2 and 2001:db8:2::2, behind the gateway"
 
 # ---- The daemon ----
 
