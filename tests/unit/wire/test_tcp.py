@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-import struct
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,18 +13,27 @@ from codec_checks import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.config import conf
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
 
-from trio_passt.wire import checksum, tcp
+from trio_passt.wire import tcp
 from trio_passt.wire.errors import MalformedPacket
-from trio_passt.wire.ip import IPProtocol
-from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, TcpOptions, TcpSegment
+from trio_passt.wire.tcp import ACK, FIN, NO_OPTIONS, PSH, RST, SYN, URG, TcpOptions, TcpSegment
+
+conf.ipv6_enabled = True
 
 PAIRS = [("192.0.2.1", "198.51.100.7"), ("2001:db8::1", "2001:db8::2")]
+both_families = pytest.mark.parametrize("pair", PAIRS, ids=["IPv4", "IPv6"])
 
-options_strategy = st.builds(
-    TcpOptions, st.one_of(st.none(), u16), st.one_of(st.none(), st.integers(0, tcp.MAX_WINDOW_SCALE))
+options = st.builds(TcpOptions, st.none() | u16, st.none() | st.integers(0, tcp.MAX_WINDOW_SCALE))
+with_syn = st.integers(0, 0x3F).map(lambda flags: flags | SYN)
+without_syn = st.integers(0, 0x3F).map(lambda flags: flags & ~SYN)
+data = st.binary(max_size=99)
+segments = st.one_of(
+    st.builds(TcpSegment, u16, u16, u32, u32, without_syn, u16, data),
+    st.builds(TcpSegment, u16, u16, u32, u32, with_syn, u16, data, options),
 )
 
 
@@ -36,162 +42,204 @@ def packed(pair: tuple[str, str]) -> tuple[bytes, bytes]:
 
 
 def scapy_segment(pair: tuple[str, str], payload: bytes = b"", **fields: Any) -> bytes:
+    """A segment as scapy emits it, without the IP header."""
     layer = IPv6 if ":" in pair[0] else IP
-    return bytes((layer(src=pair[0], dst=pair[1]) / TCP(sport=1000, dport=80, **fields) / payload)[TCP])
+    packet = layer(src=pair[0], dst=pair[1]) / TCP(**fields)
+    return bytes(packet / Raw(payload) if payload else packet)[len(layer()) :]
 
 
-def with_checksum(pair: tuple[str, str], segment: bytes) -> bytes:
-    """The segment, whatever is in it, with the right checksum."""
-    total = checksum.pseudo_header_sum(*packed(pair), IPProtocol.TCP, len(segment))
-    blank = segment[:16] + b"\0\0" + segment[18:]
-    field = checksum.finish(total + checksum.sum_of(blank))
-    return segment[:16] + field.to_bytes(2, "big") + segment[18:]
+def raw_options(*data: int) -> bytes:
+    return bytes(data)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("payload", [b"", b"x", b"hello", b"z" * 1461])
+@both_families
+@pytest.mark.parametrize("payload", [b"", b"x", b"hello", bytes(64), b"z" * 1461])
 def test_byte_for_byte_what_scapy_emits(pair: tuple[str, str], payload: bytes) -> None:
-    ours = tcp.emit(*packed(pair), TcpSegment(1000, 80, 7, 9, ACK | PSH, 500, payload))
-    assert ours == scapy_segment(pair, payload, seq=7, ack=9, flags="PA", window=500)
+    ours = tcp.emit(*packed(pair), TcpSegment(1000, 80, 0xFFFFFFFF, 7, ACK | PSH, 0x1234, payload))
+    fields = {"sport": 1000, "dport": 80, "seq": 0xFFFFFFFF, "ack": 7, "flags": "PA", "window": 0x1234}
+    assert ours == scapy_segment(pair, payload, **fields)
 
 
-@pytest.mark.parametrize(
-    ("options", "theirs"),
-    [
-        (TcpOptions(1460), [("MSS", 1460)]),
-        (TcpOptions(1460, 7), [("MSS", 1460), ("NOP", None), ("WScale", 7)]),
-        (TcpOptions(None, 0), [("NOP", None), ("WScale", 0)]),
-    ],
-)
-def test_options_byte_for_byte_what_scapy_emits(options: TcpOptions, theirs: list[object]) -> None:
-    ours = tcp.emit(*packed(PAIRS[0]), TcpSegment(1000, 80, 7, 0, SYN, 500, options=options))
-    assert ours == scapy_segment(PAIRS[0], seq=7, flags="S", window=500, options=theirs)
+@both_families
+def test_options_are_what_scapy_emits(pair: tuple[str, str]) -> None:
+    ours = tcp.emit(*packed(pair), TcpSegment(1, 2, 3, 0, SYN, 65535, b"", TcpOptions(1460, 7)))
+    options = [("MSS", 1460), ("NOP", None), ("WScale", 7)]
+    assert ours == scapy_segment(pair, sport=1, dport=2, seq=3, flags="S", window=65535, options=options)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_syn_of_a_linux_guest_is_read(pair: tuple[str, str]) -> None:
-    options = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 10)]
-    read = tcp.parse(*packed(pair), scapy_segment(pair, seq=7, flags="S", window=64240, options=options))
-    assert read == TcpSegment(1000, 80, 7, 0, SYN, 64240, b"", TcpOptions(1460, 10))
+@both_families
+def test_what_scapy_emits_is_read(pair: tuple[str, str]) -> None:
+    options = [("MSS", 1400), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 9), ("EOL", None)]
+    fields = {"sport": 5, "dport": 6, "seq": 2**31, "ack": 2**32 - 1, "window": 77, "urgptr": 3}
+    packet = scapy_segment(pair, b"early", flags="SAU", options=options, **fields)
+    expected = TcpSegment(5, 6, 2**31, 2**32 - 1, SYN | ACK | URG, 77, b"early", TcpOptions(1400, 9))
+    assert tcp.parse(*packed(pair), packet) == expected
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_options_are_read_from_syns_only_and_skipped_elsewhere(pair: tuple[str, str]) -> None:
-    options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2)), ("MSS", 5)]
-    read = tcp.parse(*packed(pair), scapy_segment(pair, b"data", flags="A", options=options))
-    assert read.options == TcpOptions()
-    assert bytes(read.payload) == b"data"
+@both_families
+def test_payload_is_a_view_and_options_of_data_are_not_read(pair: tuple[str, str]) -> None:
+    options = [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))]
+    packet = scapy_segment(pair, b"hello", sport=5, dport=6, flags="A", options=options)
+    segment = tcp.parse(*packed(pair), packet)
+    assert segment.options is NO_OPTIONS
+    assert isinstance(segment.payload, memoryview)
+    assert segment.payload.obj is packet
+    assert bytes(segment.payload) == b"hello"
 
 
-def test_flags() -> None:
-    for flags, letters in ((FIN, "F"), (SYN, "S"), (RST, "R"), (PSH, "P"), (ACK, "A"), (URG, "U"), (0, "")):
-        assert tcp.parse(*packed(PAIRS[0]), scapy_segment(PAIRS[0], flags=letters)).flags == flags
-    assert tcp.parse(*packed(PAIRS[0]), scapy_segment(PAIRS[0], flags="SEC")).flags == SYN  # ECN means nothing here
+def test_congestion_flags_are_left_out() -> None:
+    packet = scapy_segment(PAIRS[0], sport=5, dport=6, flags="SEC", window=1)
+    assert tcp.parse(*packed(PAIRS[0]), packet).flags == SYN
 
 
-def test_sequence_length() -> None:
-    def length(flags: int, payload: bytes = b"") -> int:
-        return TcpSegment(1, 2, 0, 0, flags, 0, payload).sequence_length
-
-    assert length(ACK | PSH | URG | RST) == 0
-    assert length(SYN) == length(FIN | ACK) == 1
-    assert length(SYN | FIN, b"abc") == 5
-
-
-def test_text_for_the_log() -> None:
-    assert str(TcpSegment(1, 2, 3, 4, SYN | ACK, 5, b"abc")) == "SYN|ACK seq=3 ack=4 win=5 len=3"
-    assert str(TcpSegment(1, 2, 3, 4, 0, 5)).startswith("none ")
-
-
-@pytest.mark.parametrize(
-    ("data", "read"),
-    [
-        ("", TcpOptions()),
-        ("00", TcpOptions()),
-        ("0101", TcpOptions()),
-        ("020405b4", TcpOptions(1460)),
-        ("00020405b4", TcpOptions()),
-        ("0303ff00", TcpOptions(None, 14)),
-        ("0204000002040005", TcpOptions(5)),
-        ("fe04abcd030301", TcpOptions(None, 1)),
-    ],
-)
-def test_options(data: str, read: TcpOptions) -> None:
-    assert tcp.parse_options(bytes.fromhex(data)) == read
-
-
-@pytest.mark.parametrize(
-    "data", ["02", "0204", "020405", "0203ff", "0205aabbcc", "030401ff", "0302", "fe00", "fe01", "0800"]
-)
-@pytest.mark.parametrize("pair", PAIRS)
-def test_options_that_lie(pair: tuple[str, str], data: str) -> None:
-    options = bytes.fromhex(data)
-    with pytest.raises(MalformedPacket, match="option"):
-        tcp.parse_options(options)
-    if len(options) % 4 == 0:
-        header = struct.pack("!HHIIBBHHH", 1, 2, 0, 0, (20 + len(options)) << 2, SYN, 0, 0, 0)
-        with pytest.raises(MalformedPacket, match="option"):
-            tcp.parse(*packed(pair), with_checksum(pair, header + options))
-
-
-@pytest.mark.parametrize("data_offset", [0, 4, 6, 15])
-@pytest.mark.parametrize("pair", PAIRS)
-def test_data_offset_out_of_range(pair: tuple[str, str], data_offset: int) -> None:
-    segment = bytearray(scapy_segment(pair))
-    segment[12] = data_offset << 4
+@both_families
+@pytest.mark.parametrize("dataofs", [0, 4, 7, 15])
+def test_data_offset_out_of_range_is_malformed(pair: tuple[str, str], dataofs: int) -> None:
     with pytest.raises(MalformedPacket, match="data offset"):
-        tcp.parse(*packed(pair), with_checksum(pair, bytes(segment)))
+        tcp.parse(*packed(pair), scapy_segment(pair, b"1234", sport=1, dport=2, flags="A", dataofs=dataofs))
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_wrong_checksum(pair: tuple[str, str]) -> None:
-    with pytest.raises(MalformedPacket, match="checksum"):
-        tcp.parse(*packed(pair), scapy_segment(pair, b"data", chksum=0x1234))
-    with pytest.raises(MalformedPacket, match="checksum"):
-        tcp.parse(packed(pair)[0], packed(pair)[0], scapy_segment(pair, b"data"))
+@both_families
+def test_wrong_checksum_is_malformed(pair: tuple[str, str]) -> None:
+    for field in (0, 0x1234):
+        with pytest.raises(MalformedPacket, match="checksum"):
+            tcp.parse(*packed(pair), scapy_segment(pair, b"1234", sport=1, dport=2, chksum=field))
+    packet = scapy_segment(pair, b"1234", sport=1, dport=2)
+    with pytest.raises(MalformedPacket, match="checksum"):  # the addresses are covered
+        tcp.parse(packed(pair)[0], packed(pair)[0], packet)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", NO_OPTIONS),
+        (raw_options(1, 1, 1, 0, 2, 4, 5, 6), NO_OPTIONS),  # nothing after the end is read
+        (raw_options(2, 4, 5, 0xB4), TcpOptions(1460)),
+        (raw_options(1, 3, 3, 14), TcpOptions(None, 14)),
+        (raw_options(3, 3, 15), TcpOptions(None, 14)),  # RFC 7323 section 2.3
+        (raw_options(3, 3, 255), TcpOptions(None, 14)),
+        (raw_options(254, 2, 4, 2, 3, 3, 0), TcpOptions(None, 0)),
+        (raw_options(2, 4, 0, 1, 2, 4, 0, 2), TcpOptions(2)),
+    ],
+)
+def test_options(data: bytes, expected: TcpOptions) -> None:
+    assert tcp.parse_options(data) == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        raw_options(2),
+        raw_options(1, 1, 2),
+        raw_options(2, 0, 0, 0),
+        raw_options(2, 1, 0, 0),
+        raw_options(2, 3, 5),
+        raw_options(2, 5, 5, 5, 5),
+        raw_options(2, 4, 5),
+        raw_options(3, 2),
+        raw_options(3, 4, 1, 1),
+        raw_options(8, 10, 0, 0),
+        raw_options(77, 0),
+        raw_options(77, 255, 0),
+    ],
+)
+def test_lying_options_are_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedPacket):
+        tcp.parse_options(data)
+
+
+@both_families
+def test_lying_options_of_a_syn_make_it_malformed_and_of_another_segment_do_not_matter(pair: tuple[str, str]) -> None:
+    for flags in (SYN, ACK):
+        segment = bytearray(tcp.emit(*packed(pair), TcpSegment(1, 2, 3, 0, flags, 5, b"", TcpOptions(1460))))
+        segment[21] = 40
+        segment[16:18] = b"\0\0"
+        segment[16:18] = _sum_by_hand(pair, bytes(segment)).to_bytes(2, "big")
+        if flags & SYN:
+            with pytest.raises(MalformedPacket, match="option 2"):
+                tcp.parse(*packed(pair), segment)
+        else:
+            assert tcp.parse(*packed(pair), segment).options == NO_OPTIONS
+
+
+def _sum_by_hand(pair: tuple[str, str], segment: bytes) -> int:
+    covered = b"".join(packed(pair)) + (6).to_bytes(4, "big") + len(segment).to_bytes(4, "big") + segment
+    total = sum(int.from_bytes(covered[at : at + 2], "big") for at in range(0, len(covered), 2))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
 
 
 @moderately
-@given(address_pairs, u16, u16, u32, u32, st.integers(0, 63), u16, st.binary(max_size=100), options_strategy)
-def test_round_trip(
-    addresses: tuple[bytes, bytes],
-    source: int,
-    destination: int,
-    seq: int,
-    ack: int,
-    flags: int,
-    window: int,
-    payload: bytes,
-    options: TcpOptions,
-) -> None:
-    options = options if flags & SYN else TcpOptions()
-    segment = TcpSegment(source, destination, seq, ack, flags, window, payload, options)
-    read = tcp.parse(*addresses, tcp.emit(*addresses, segment))
-    assert read == segment
-    assert len(tcp.emit_options(options)) % 4 == 0
+@given(address_pairs, segments)
+def test_round_trip(addresses: tuple[bytes, bytes], segment: TcpSegment) -> None:
+    assert tcp.parse(*addresses, tcp.emit(*addresses, segment)) == segment
+
+
+@moderately
+@given(segments)
+def test_scapy_reads_what_is_emitted(segment: TcpSegment) -> None:
+    for pair in PAIRS:
+        layer = IPv6 if ":" in pair[0] else IP
+        packet = layer(src=pair[0], dst=pair[1]) / TCP(tcp.emit(*packed(pair), segment))
+        seen = packet[TCP]
+        fields = (seen.sport, seen.dport, seen.seq, seen.ack, int(seen.flags), seen.window, bytes(seen.payload))
+        assert fields == (
+            *(segment.source_port, segment.destination_port, segment.seq, segment.ack),
+            *(segment.flags, segment.window, segment.payload),
+        )
+        options = dict(seen.options)
+        assert TcpOptions(options.get("MSS"), options.get("WScale")) == segment.options
+        sent = seen.chksum
+        del packet[TCP].chksum
+        assert layer(bytes(packet))[TCP].chksum == sent
 
 
 @moderately
 @given(address_pairs, st.binary(max_size=80))
 def test_arbitrary_bytes(addresses: tuple[bytes, bytes], data: bytes) -> None:
-    parses_or_is_malformed(lambda segment: tcp.parse(*addresses, segment), data)
-
-
-@moderately
-@given(st.sampled_from(PAIRS), st.binary(min_size=20, max_size=80))
-def test_arbitrary_bytes_with_the_right_checksum(pair: tuple[str, str], data: bytes) -> None:
-    parses_or_is_malformed(lambda segment: tcp.parse(*packed(pair), segment), with_checksum(pair, data))
+    parses_or_is_malformed(lambda packet: tcp.parse(*addresses, packet), data)
 
 
 @moderately
 @given(st.binary(max_size=40))
 def test_arbitrary_options(data: bytes) -> None:
-    parses_or_is_malformed(tcp.parse_options, data)
+    found = parses_or_is_malformed(tcp.parse_options, data)
+    if found is not None and found.window_scale is not None:
+        assert 0 <= found.window_scale <= 14
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@moderately
+@given(options)
+def test_options_round_trip(given_options: TcpOptions) -> None:
+    data = tcp.emit_options(given_options)
+    assert len(data) % 4 == 0
+    assert tcp.parse_options(data) == given_options
+
+
+@both_families
 def test_truncation_and_corruption(pair: tuple[str, str]) -> None:
-    segment = scapy_segment(pair, b"hello", flags="S", options=[("MSS", 1460), ("NOP", None), ("WScale", 7)])
-    survives_truncation(lambda cut: tcp.parse(*packed(pair), cut), segment, required_bytes=len(segment))
-    survives_corruption(lambda bad: tcp.parse(*packed(pair), bad), segment)
-    survives_corruption(lambda bad: tcp.parse(*packed(pair), with_checksum(pair, bad)), segment)
+    segment = TcpSegment(1000, 80, 1, 2, SYN | ACK, 3, b"hello", TcpOptions(1460, 7))
+    packet = tcp.emit(*packed(pair), segment)
+    survives_truncation(lambda cut: tcp.parse(*packed(pair), cut), packet, required_bytes=len(packet))
+    survives_corruption(lambda bad: tcp.parse(*packed(pair), bad), packet)
+
+
+@pytest.mark.parametrize(
+    ("flags", "payload", "length"),
+    [
+        (ACK, b"", 0),
+        (SYN, b"", 1),
+        (FIN | ACK, b"", 1),
+        (SYN | FIN, b"abc", 5),
+        (RST, b"ab", 2),
+        (ACK | PSH, b"abc", 3),
+    ],
+)
+def test_sequence_length(flags: int, payload: bytes, length: int) -> None:
+    assert TcpSegment(1, 2, 3, 4, flags, 5, payload).sequence_length == length
+
+
+def test_as_text() -> None:
+    assert str(TcpSegment(1, 2, 3, 4, SYN | ACK, 5, b"abc")) == "SYN|ACK seq=3 ack=4 win=5 len=3"
+    assert str(TcpSegment(1, 2, 3, 4, 0, 5)) == "none seq=3 ack=4 win=5 len=0"
