@@ -115,7 +115,7 @@ class UdpFlow:
 
     def _pass_to_guest(self) -> None:
         self._receive_from_host()
-        if not self._to_guest:
+        if not self._to_guest or self._waits_for_link:
             return
         source = UdpHeader(self.key.remote_port, self.key.guest_port)
         remote, guest = self.key.remote, self.key.guest
@@ -127,7 +127,7 @@ class UdpFlow:
         taken = session.link.send(runs)
         for _ in range(taken):
             self._to_guest.popleft()
-        if self._to_guest and not self._waits_for_link:
+        if self._to_guest:
             self._waits_for_link = True
             session.link.when_ready(self._link_has_room)
 
@@ -175,9 +175,9 @@ class OutboundUdp(UdpFlow):
         self._host.send(payload)
 
     def _receive_from_host(self) -> None:
-        """Stops while the link is full: the socket's own buffer is the queue then."""
+        """Stops while the link is full: the socket's own buffer is the queue then, but for one turn's datagrams."""
         assert self._host is not None
-        for _ in range(DATAGRAMS_PER_TURN):
+        for _ in range(DATAGRAMS_PER_TURN - len(self._to_guest)):
             if not self._readable or self._waits_for_link:
                 return
             try:
@@ -186,7 +186,8 @@ class OutboundUdp(UdpFlow):
                 self._readable = False
             except OSError as error:  # an ICMP error for an earlier datagram; the flow goes on
                 self._drop(f"udp: {error.strerror}")
-        self._doorbell.ring()  # there may be more, after everybody else's turn
+        if self._readable and not self._waits_for_link:
+            self._doorbell.ring()  # there may be more, after everybody else's turn
 
 
 class InboundUdp(UdpFlow):
