@@ -38,3 +38,9 @@ class Doorbell:
 
         await trio.lowlevel.wait_task_rescheduled(forget)
         self._rung = False
+
+    async def wait_until(self, deadline: float) -> bool:
+        """Sleep until rung, or until Trio's clock shows `deadline`: false if nobody rang before."""
+        with trio.move_on_at(deadline) as silence:
+            await self.wait()
+        return not silence.cancelled_caught

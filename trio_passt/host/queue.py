@@ -9,6 +9,7 @@ import functools
 import socket
 import sys
 
+from trio_passt.host import sockets
 from trio_passt.host.sockets import SO_PEEK_OFF
 
 PEEK_BYTES = 256 * 1024
@@ -82,8 +83,9 @@ class ReceiveQueue:
             count = self._sock.recv_into(self._scratch, end, socket.MSG_PEEK)
         except BlockingIOError:
             return None
-        if count <= offset:
-            return self._scratch[:0] if at_end or count == 0 else None
+        if count <= offset:  # the end, unless an urgent byte is what stopped the peek
+            is_all = count == 0 or (at_end and count == sockets.received_bytes(self._sock))
+            return self._scratch[:0] if is_all else None
         return self._scratch[offset:count]
 
     def discard(self, count: int) -> None:

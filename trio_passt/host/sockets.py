@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import termios
 
 from trio_passt.host.endpoint import Endpoint
@@ -65,6 +66,11 @@ def unacknowledged(sock: socket.socket) -> int:
     return int(_INT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
+def received_bytes(sock: socket.socket) -> int:
+    """How many bytes wait in the receive queue, a FIN not counted (tcp(7), SIOCINQ)."""
+    return int(_INT.unpack(fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
 def send_buffer_bytes(sock: socket.socket) -> int:
     """The present size of the send buffer, which the kernel tunes."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
@@ -73,7 +79,7 @@ def send_buffer_bytes(sock: socket.socket) -> int:
 def round_trip_s(sock: socket.socket) -> float:
     """The kernel's smoothed round trip to the peer (tcp(7), TCP_INFO, tcpi_rtt)."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    return int.from_bytes(info[_TCP_INFO_RTT_AT : _TCP_INFO_RTT_AT + 4], "little") / 1e6
+    return int.from_bytes(info[_TCP_INFO_RTT_AT : _TCP_INFO_RTT_AT + 4], sys.byteorder) / 1e6
 
 
 def open_ping(address_bytes: int, identifier: int) -> socket.socket:
@@ -88,9 +94,13 @@ def open_ping(address_bytes: int, identifier: int) -> socket.socket:
         family, protocol, wildcard = socket.AF_INET6, socket.IPPROTO_ICMPV6, "::"
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     try:
-        sock.bind((wildcard, identifier))
-    except OSError:
-        sock.bind((wildcard, 0))
+        try:
+            sock.bind((wildcard, identifier))
+        except OSError:
+            sock.bind((wildcard, 0))
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -6,7 +6,6 @@
 import errno
 import socket
 
-from trio_passt.flow.session import Session
 from trio_passt.host import readiness, sockets
 from trio_passt.host.queue import ReceiveQueue
 from trio_passt.tcp import closing, seq, timeouts
@@ -21,10 +20,11 @@ from trio_passt.wire.tcp import TcpSegment
 PIECES_PER_WRITE = 1024
 """IOV_MAX: how many pieces one sendmsg takes."""
 
-WINDOW_ALLOWANCE_BYTES = 128 * 1024
-"""The guest may always send so much beyond what the host socket has room for.  So a full send buffer has a little
-more waiting in front of it, and that is what makes the kernel grow the buffer, and report the moment there is room
-again."""
+WINDOW_FLOOR_BYTES = 128 * 1024
+"""The window is the free part of the host socket's send buffer, but at least this, less what already waits in front
+of the buffer.  So a full buffer always has something waiting, and that is what makes the kernel grow it, and report
+the moment there is room again.  (SO_SNDBUF counts overhead, too: of a free megabyte the kernel takes about half, the
+rest waits.)"""
 
 
 class GuestReset(Exception):  # noqa: N818 - what the guest did, not an error of ours
@@ -37,7 +37,6 @@ class Bridge:
     __slots__ = (
         "_acknowledged_bytes",
         "_answer_now",
-        "_drops",
         "_host",
         "_keepalive",
         "_output",
@@ -53,7 +52,6 @@ class Bridge:
 
     def __init__(
         self,
-        session: Session,
         output: Output,
         host: socket.socket,
         queue: ReceiveQueue,
@@ -65,7 +63,6 @@ class Bridge:
         self.to_guest = to_guest
         self.has_more = False
         """After `send`: there was more to send than one turn allows, so the next turn should come soon."""
-        self._drops = session.drops
         self._output = output
         self._host = host
         self._queue = queue
@@ -95,15 +92,18 @@ class Bridge:
         """One segment from the guest, checked in the order of RFC 9293 section 3.10.7.4.
 
         Raises GuestReset for a reset with the exact sequence number; one that is merely in the window, and a SYN, are
-        answered with a challenge ACK (RFC 5961 sections 3 and 4).
+        answered with a challenge ACK (RFC 5961 sections 3 and 4).  What the guest last heard from us counts as exact,
+        too: a guest that has forgotten the connection answers with that number, and it lags behind while the host's
+        peer has not acknowledged.
         """
-        if not self.from_guest.is_acceptable(segment):
-            if not segment.flags & tcp.RST:
-                self._answer_now = True
-            return
+        from_guest = self.from_guest
+        acceptable = from_guest.is_acceptable(segment)
         if segment.flags & tcp.RST:
-            if segment.seq == self.from_guest.next:
+            if segment.seq in (from_guest.next, from_guest.acknowledged):
                 raise GuestReset
+            self._answer_now |= acceptable
+            return
+        if not acceptable:
             self._answer_now = True
             return
         if segment.flags & tcp.SYN:
@@ -119,7 +119,9 @@ class Bridge:
         self._acknowledged_bytes += acknowledgement.data_bytes
         if acknowledgement.resend_first:
             self._resend_first = True
-        receipt = self.from_guest.receive(segment)
+        if from_guest.acknowledged == from_guest.next:
+            self._progress_at = now  # from here on it is the host's peer that is waited for
+        receipt = from_guest.receive(segment)
         if receipt is Receipt.OUT_OF_ORDER or (receipt is Receipt.NOTHING_NEW and segment.sequence_length):
             self._answer_now = True
 
@@ -147,9 +149,8 @@ class Bridge:
         deadline = self._keepalive.deadline(self._is_half_closed())
         if self.to_guest.deadline is not None:
             deadline = min(deadline, self.to_guest.deadline)
-        if self._awaits_host_peer():
-            silence_s = now - self._progress_at
-            deadline = min(deadline, now + min(max(timeouts.DELAYED_ACK_S, silence_s / 10), 0.2))
+        if self.from_guest.acknowledged != self.from_guest.held:
+            deadline = min(deadline, now + timeouts.ACK_POLL_S)
         return deadline
 
     def is_finished(self) -> bool:
@@ -166,9 +167,10 @@ class Bridge:
                 count = self._host.sendmsg(list(from_guest.pending(PIECES_PER_WRITE)))
             except BlockingIOError:
                 self._writable = False
-                from_guest.keep_pending()
                 break
             from_guest.delivered(count)
+        if from_guest.pending_bytes:
+            from_guest.keep_pending()
         if from_guest.state is FromGuestState.RECEIVED and not from_guest.pending_bytes:
             self._host.shutdown(socket.SHUT_WR)
             from_guest.host_shut_down()
@@ -182,7 +184,7 @@ class Bridge:
             self._queue.discard(self._acknowledged_bytes)
             self._acknowledged_bytes = 0
             self._readable = self._readable or self._queue.peeks_from_front
-        ack = self.from_guest.acknowledgeable(self._unconfirmed())
+        ack = self._acknowledgeable(now)
         window = self.from_guest.window_after(self._free_bytes(), ack)
         if ack != self.from_guest.acknowledged:
             self._progress_at = now
@@ -249,25 +251,27 @@ class Bridge:
 
     # -- what the host socket can take, and what its peer has ------------------------------------------------------
 
-    def _unconfirmed(self) -> int:
-        """How much of what the kernel took must not be acknowledged to the guest yet."""
-        if self.from_guest.acknowledged == self.from_guest.next:
-            return 0
-        if sockets.round_trip_s(self._host) < timeouts.NEAR_PEER_RTT_S:
-            return 0
-        return sockets.unacknowledged(self._host)
-
-    def _awaits_host_peer(self) -> bool:
+    def _acknowledgeable(self, now: float) -> int:
+        """How far the guest's data may be acknowledged: as far as the host's peer has, or nearly (see `flow`)."""
         from_guest = self.from_guest
-        return from_guest.acknowledged != from_guest.next and (self._writable or not from_guest.pending_bytes)
+        if from_guest.acknowledged == from_guest.next:
+            return from_guest.next
+        round_trip_s = sockets.round_trip_s(self._host)
+        is_near = round_trip_s < timeouts.NEAR_PEER_RTT_S
+        patience_s = (
+            timeouts.STALLED_NEAR_S if is_near else max(timeouts.STALLED_S, timeouts.STALLED_ROUND_TRIPS * round_trip_s)
+        )
+        if now - self._progress_at >= patience_s:
+            return from_guest.held
+        return from_guest.acknowledgeable(0 if is_near else sockets.unacknowledged(self._host))
 
     def _free_bytes(self) -> int:
         free = sockets.send_buffer_bytes(self._host) - sockets.unacknowledged(self._host)
-        return max(free, WINDOW_ALLOWANCE_BYTES) - self.from_guest.pending_bytes
+        return max(free, WINDOW_FLOOR_BYTES) - self.from_guest.pending_bytes
 
     def _opens_window(self, window: int, ack: int) -> bool:
         """Whether telling the guest of this window is worth a segment (RFC 9293 section 3.8.6.2.2)."""
-        least = min(self.to_guest.mss, WINDOW_ALLOWANCE_BYTES // 2)
+        least = min(self.to_guest.mss, WINDOW_FLOOR_BYTES // 2)
         return self.from_guest.window < 2 * least and self.from_guest.window_gain(window, ack) >= least
 
     def _is_half_closed(self) -> bool:

@@ -8,28 +8,39 @@ implementation between the two, and no buffer: the numbers of one side are *refl
     guest  ── segments ──▶  FromGuest  ── sendmsg ──▶  host socket's send buffer  ──▶  peer
     guest  ◀── segments ──  ToGuest    ◀──  peek  ──   host socket's receive queue ◀──  peer
 
-*To the host.*  What the guest sends in order is written to the host socket.  The window that the guest is told is
-what the socket's send buffer has room for, so a slow peer slows the guest, and nothing has to be dropped.  The guest
-gets its acknowledgement when the *peer* has acknowledged (SIOCOUTQ tells), so that an acknowledged byte has arrived;
-for a peer that is nearer than a millisecond, when the kernel has taken it, since asking again costs more than it
-says.
+*To the host.*  What the guest sends in order is written to the host socket.  The window that the guest is told is what
+the socket's send buffer has room for (and a little more, see `bridge`), so a slow peer slows the guest, and nothing
+has to be dropped.  The guest gets its acknowledgement when the *peer* has acknowledged (SIOCOUTQ tells), so that an
+acknowledged byte has arrived; for a peer that is nearer than a millisecond, when the kernel has taken it, since
+asking again costs more than it says.  A peer that takes nothing at all for a while is another matter: then the data is
+acknowledged where it is, and the window closes, since a guest gives up a connection that does not acknowledge, and
+never one that has closed its window.
 
 *To the guest.*  Data is peeked from the host socket's receive queue, as much as the guest's window allows, and sent
-in super-segments.  It leaves the queue when the guest acknowledges it.  So a retransmission is a new peek; a link
-that is full needs no queue; and a guest that closes its window fills the kernel's queue, which closes the window that
-the peer sees.
+in super-segments.  It leaves the queue when the guest acknowledges it.  So a retransmission is a new peek; a link that
+is full needs no queue; and a guest that closes its window fills the kernel's queue, which closes the window that the
+peer sees.
 
 *One task.*  Three things can happen: segments from the guest, readiness of the host socket, a timer.  The first two
 ring the flow's doorbell; the task wakes, looks at everything, does all that can be done without waiting, and sleeps
-until the next ring or the nearest deadline.  No order of events has to be reasoned about: each of the four steps is
+until the next ring or the nearest deadline.  No order of events has to be reasoned about: each step of the loop is
 harmless if there is nothing for it to do.
 
-*Ends.*  Each way closes by itself (`closing`).  A reset from one side is passed to the other, and so is everything
-that can't go on: `GuestReset` and `OSError` are the two ways out of the loop.  Silence is probed (`keepalive`), never
-just dropped.
+*Ends.*  Each way closes by itself (`closing`); when both have, the loop is over.  A reset from one side is passed to
+the other, and so is everything that can't go on: `GuestReset` and `OSError` are the two other ways out.  Silence is
+probed (`keepalive`), never just dropped.
 
-What it does not do: selective acknowledgement, timestamps, urgent data (passed on as ordinary data), congestion control
-towards the guest, whose link is local and says when it is full.
+What it does not do, and where it departs from the RFCs:
+
+- no selective acknowledgement, no timestamps; urgent data is passed on as ordinary data;
+- no congestion control towards the guest, whose link is local and says when it is full;
+- no simultaneous open (RFC 9293 section 3.5): the guest's SYN in answer to ours is not one that a peer's kernel would
+  see;
+- no TIME-WAIT (3.6.1): a FIN that the guest repeats after the end is answered with a reset, which it takes as the end;
+- window probes carry no new octet (3.8.6.1) but an old sequence number, as Linux' do: the answer is the same;
+- keep-alive is on (3.8.4 wants it off by default): it is how a guest's dead process is found out;
+- avoiding silly windows (3.8.6.2.2) decides when a bare window update is sent; a window that rides on an
+  acknowledgement anyway is told as it is.
 """
 
 import errno
@@ -37,6 +48,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -140,7 +152,7 @@ class TcpFlow:
                     break
                 if bridge.has_more:
                     self._doorbell.ring()
-                await self._sleep(bridge.deadline(now))
+                await self._doorbell.wait_until(bridge.deadline(now))
             self._close_host()
         except GuestReset:
             log.debug("%s: reset by the guest", self.key)
@@ -166,7 +178,6 @@ class TcpFlow:
         terms = handshake.terms(guest_syn.options, session.network.link_mtu_bytes, len(self.key.remote))
         use_peek_offset = has_peek_offset(host.family)
         bridge = Bridge(
-            session,
             self._output,
             host,
             ReceiveQueue(host, session.scratch, use_peek_offset=use_peek_offset),
@@ -189,7 +200,7 @@ class TcpFlow:
         with trio.move_on_after(timeouts.CONNECT_S):
             while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
                 await self._doorbell.wait()
-                self._refuse_reset_while_connecting()
+                self._heed_guest_while_connecting()
         error = sockets.pending_error(host)
         if error is not None:
             raise error
@@ -197,12 +208,17 @@ class TcpFlow:
             raise TimeoutError(errno.ETIMEDOUT, "the host does not answer")
         return host
 
-    def _refuse_reset_while_connecting(self) -> None:
-        """Retransmitted SYNs are the same connection; a reset ends it."""
+    def _heed_guest_while_connecting(self) -> None:
+        """The guest's SYN once more is the same connection; another one takes its place, since none was answered
+        yet."""
         while self._inbox:
             segment = self._inbox.popleft()
-            if segment.flags & tcp.RST and segment.seq == self._reset_numbers[1]:
-                raise GuestReset
+            if segment.flags & tcp.RST:
+                if segment.seq == self._reset_numbers[1]:
+                    raise GuestReset
+            elif segment.flags & tcp.SYN and not segment.flags & tcp.ACK:
+                self._syn = segment
+                self._reset_numbers = (0, seq.add(segment.seq, 1))
 
     async def _shake_hands(self, flags: int, guest_syn: TcpSegment | None) -> TcpSegment:
         """Send our SYN, again and again if need be, and return the guest's segment that answers it.
@@ -218,19 +234,20 @@ class TcpFlow:
         self._reset_numbers = opening.reset_numbers
         deadline = trio.current_time() + timeouts.HANDSHAKE_S
         while trio.current_time() < deadline:
-            self._output.segment(self._initial_seq, opening.ack, flags, MAX_WINDOW_FIELD, offer)
+            went_out = self._output.segment(self._initial_seq, opening.ack, flags, MAX_WINDOW_FIELD, offer)
             with trio.move_on_at(min(trio.current_time() + retry_s, deadline)) as silence:
-                answer = await self._answer(opening)
+                answer = await self._answer(opening, went_out)
                 if answer is not None:
                     return answer
-            if silence.cancelled_caught:  # else the guest asked again, and gets our answer at once
+            if silence.cancelled_caught:  # else the guest asked again, or the link has room: our answer goes at once
                 retry_s *= 2
         raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer the handshake")
 
-    async def _answer(self, opening: Opening) -> TcpSegment | None:
-        """The segment that completes the handshake, or `None` when the guest repeated its SYN.
+    async def _answer(self, opening: Opening, went_out: bool) -> TcpSegment | None:
+        """The segment that completes the handshake, or `None` when our SYN has to be sent once more.
 
-        What follows that segment stays in the inbox.
+        That is when the guest repeated its own, and, if ours never `went_out` since the link was full, at the next
+        ring. What follows the answer stays in the inbox.
         """
         while True:
             while self._inbox:
@@ -242,17 +259,17 @@ class TcpFlow:
                         return None
                     case Verdict.RESETS:
                         raise GuestReset
+                    case Verdict.CHALLENGES:
+                        self._output.segment(opening.next, opening.ack, tcp.ACK, MAX_WINDOW_FIELD)
                     case Verdict.WRONG:
                         self._output.segment(segment.ack, 0, tcp.RST, 0)
                     case Verdict.MEANS_NOTHING:
                         pass
             await self._doorbell.wait()
+            if not went_out:
+                return None
 
     # -- waking and sleeping -----------------------------------------------------------------------------------------
-
-    async def _sleep(self, until: float) -> None:
-        with trio.move_on_at(until):
-            await self._doorbell.wait()
 
     def _watch(self, host: socket.socket) -> None:
         self._session.readiness.watch(host.fileno(), self._on_host_event, events=HOST_EVENTS)
@@ -269,16 +286,16 @@ class TcpFlow:
 
     def _close_host(self) -> None:
         """Both sides are done: the kernel finishes the rest."""
-        if self._host is not None:
-            self._session.readiness.forget(self._host.fileno())
-            self._host.close()
-            self._host = None
+        self._give_up_host(socket.socket.close)
 
     def _reset_host(self) -> None:
         """The host's peer sees a reset, not an orderly end that it could take for a complete transfer."""
+        self._give_up_host(sockets.reset)
+
+    def _give_up_host(self, close: Callable[[socket.socket], None]) -> None:
         if self._host is not None:
             self._session.readiness.forget(self._host.fileno())
-            sockets.reset(self._host)
+            close(self._host)
             self._host = None
 
     async def _reset_guest(self) -> None:

@@ -108,11 +108,15 @@ class FromGuest:
             count -= len(piece)
 
     def keep_pending(self) -> None:
-        """Copy what stays pending, so that a few bytes do not hold the memory of the batch that they came in."""
-        if any(isinstance(piece, memoryview) for piece in self._pending):
-            joined = b"".join(self._pending)
-            self._pending.clear()
-            self._pending.append(joined)
+        """Copy what stays pending, so that a few bytes do not hold the memory of the batch that they came in.
+
+        What was copied before stays as it is; what is new becomes one piece.
+        """
+        new: deque[Buffer] = deque()
+        while self._pending and isinstance(self._pending[-1], memoryview):
+            new.appendleft(self._pending.pop())
+        if new:
+            self._pending.append(b"".join(new))
 
     def host_shut_down(self) -> None:
         """The host socket was shut down for writing, after the guest's FIN and all its data."""
@@ -121,14 +125,21 @@ class FromGuest:
     def acknowledgeable(self, unconfirmed: int) -> int:
         """The acknowledgement number to send, when `unconfirmed` bytes of what was delivered must not be covered.
 
-        `unconfirmed` counts a delivered FIN as one.  The number never goes back.
+        `unconfirmed` counts a delivered FIN as one.  What is pending is never covered.  The number never goes back.
         """
-        held = self.pending_bytes + unconfirmed + (self.state is FromGuestState.RECEIVED)
-        number = seq.add(self.next, -held)
+        number = seq.add(self.held, -self.pending_bytes - unconfirmed)
         return number if seq.distance(self.acknowledged, number) > 0 else self.acknowledged
 
+    @property
+    def held(self) -> int:
+        """The acknowledgement number that covers everything received, but not a FIN that is not delivered."""
+        return seq.add(self.next, -1) if self.state is FromGuestState.RECEIVED else self.next
+
     def window_after(self, free_bytes: int, ack_number: int) -> int:
-        """The window field to send with `ack_number` when `free_bytes` more could be taken than what was received."""
+        """The window field to send with `ack_number` when `free_bytes` more could be taken than what was received.
+
+        It does not take back what was offered, but for the rounding to the window's scale (RFC 7323 section 2.4).
+        """
         wanted = max(free_bytes, self.window)
         reach = seq.distance(ack_number, self.next) + wanted
         return min(reach >> self._scale, MAX_WINDOW_FIELD)

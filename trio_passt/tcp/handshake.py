@@ -11,7 +11,7 @@ from attrs import frozen
 from trio_passt.flow.key import FlowKey
 from trio_passt.tcp import seq
 from trio_passt.wire import ipv4, ipv6, tcp
-from trio_passt.wire.tcp import TcpOptions, TcpSegment
+from trio_passt.wire.tcp import TcpOptions
 
 DEFAULT_MSS = {4: 536, 16: 1220}
 """A peer that names no MSS takes this (RFC 9293 section 3.7.1), by the length of its address."""
@@ -43,7 +43,7 @@ class Terms:
 def terms(guest_options: TcpOptions, link_mtu_bytes: int, address_bytes: int) -> Terms:
     """The terms that follow from the options of the guest's SYN and from the link (RFC 9293 3.7.1, RFC 7323 2.2)."""
     offered = DEFAULT_MSS[address_bytes] if guest_options.mss is None else guest_options.mss
-    mss = max(MIN_MSS, min(offered, link_mss(link_mtu_bytes, address_bytes)))
+    mss = min(max(MIN_MSS, offered), link_mss(link_mtu_bytes, address_bytes))
     if guest_options.window_scale is None:
         return Terms(mss & ~3, 0, 0)
     return Terms(mss & ~3, guest_options.window_scale, WINDOW_SCALE)
@@ -70,8 +70,3 @@ def initial_sequence(secret: bytes, key: FlowKey, now_ns: int) -> int:
     ports = struct.pack("!HH", key.guest_port, key.remote_port)
     digest = blake2s(key.guest + key.remote + ports, key=secret, digest_size=4).digest()
     return seq.add(int.from_bytes(digest, "big"), now_ns // ISN_TICK_NS)
-
-
-def acknowledges_syn(segment: TcpSegment, next_to_guest: int) -> bool:
-    """Whether `segment` completes the handshake: it acknowledges our SYN and nothing beyond."""
-    return bool(segment.flags & tcp.ACK) and segment.ack == next_to_guest

@@ -10,9 +10,10 @@ from trio_passt.wire.tcp import TcpSegment
 class Verdict(Enum):
     """What to do about a segment.
 
-    COMPLETES: it acknowledges our SYN, and for an inbound connection is the guest's own: established.
-    REPEATS: the guest's SYN once more; our answer was late, or lost.
-    RESETS: the guest does not want the connection.
+    COMPLETES: it acknowledges our SYN, and for an inbound connection is the guest's own: established. REPEATS: the
+    guest's SYN once more; our answer was late, or lost. RESETS: the guest does not want the connection. CHALLENGES:
+    another SYN on the same ports, from a guest that has started anew, or from somebody who guesses; to be answered
+        with an ACK, which a guest that has started anew resets (RFC 5961 section 4).
     WRONG: it belongs to some other connection, an old one perhaps; to be answered with a reset.
     MEANS_NOTHING: to be dropped.
     """
@@ -20,6 +21,7 @@ class Verdict(Enum):
     COMPLETES = "completes"
     REPEATS = "repeats"
     RESETS = "resets"
+    CHALLENGES = "challenges"
     WRONG = "wrong"
     MEANS_NOTHING = "means nothing"
 
@@ -27,25 +29,26 @@ class Verdict(Enum):
 class Opening:
     """Judges segments against our SYN (`initial_seq`), and the guest's if it was the one who began.
 
-    `ack` is the acknowledgement number of our SYN segment: 0 where it carries none.
+    `ack` is the acknowledgement number of our SYN segment: 0 where it carries none; `next` is the sequence number
+    after it.
     """
 
-    __slots__ = ("_guest_syn", "_next", "ack")
+    __slots__ = ("_guest_syn", "ack", "next")
 
     def __init__(self, initial_seq: int, guest_syn: TcpSegment | None) -> None:
-        self._next = seq.add(initial_seq, 1)
+        self.next = seq.add(initial_seq, 1)
         self._guest_syn = guest_syn
         self.ack = 0 if guest_syn is None else seq.add(guest_syn.seq, 1)
 
     @property
     def reset_numbers(self) -> tuple[int, int]:
         """Sequence and acknowledgement number of a reset that the guest will believe."""
-        return self._next, self.ack
+        return self.next, self.ack
 
     def judge(self, segment: TcpSegment) -> Verdict:
         """The meaning of one segment."""
         flags = segment.flags
-        acknowledges = bool(flags & tcp.ACK) and segment.ack == self._next
+        acknowledges = bool(flags & tcp.ACK) and segment.ack == self.next
         if self._guest_syn is None:  # SYN-SENT: only a SYN-ACK will do
             if flags & tcp.RST:
                 return Verdict.RESETS if acknowledges else Verdict.MEANS_NOTHING
@@ -55,7 +58,7 @@ class Opening:
         if flags & tcp.RST:  # SYN-RECEIVED
             return Verdict.RESETS if segment.seq == self.ack else Verdict.MEANS_NOTHING
         if flags & tcp.SYN:
-            return Verdict.REPEATS if segment.seq == self._guest_syn.seq else Verdict.MEANS_NOTHING
+            return Verdict.REPEATS if segment.seq == self._guest_syn.seq else Verdict.CHALLENGES
         if not flags & tcp.ACK:
             return Verdict.MEANS_NOTHING
         if not acknowledges:

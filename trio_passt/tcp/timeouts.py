@@ -21,15 +21,23 @@ RTO_MAX_S = 60.0
 """RFC 6298 section 2.5: at least 60 s."""
 
 RETRANSMISSIONS = 8
-"""Unanswered retransmissions in a row before both sides are reset: 0.2 s doubled 8 times is about 50 s after the first,
-1 s about 4 minutes, in the range that RFC 9293 section 3.8.3 (R2) asks for; a suspended guest gets that long."""
+"""Unanswered retransmissions in a row before both sides are reset: 0.2 s doubled 8 times makes 102 s in all, just
+what RFC 9293 section 3.8.3 (R2) asks for at least; a suspended guest gets that long."""
 
-DELAYED_ACK_S = 0.010
-"""How often the progress of the host's peer is looked up while guest data is unacknowledged: an ACK to the guest is
-never later than this.  Far below the guest's minimal RTO (0.2 s)."""
+ACK_POLL_S = 0.010
+"""How often the progress of the host's peer is looked up while guest data is unacknowledged: so an ACK to the guest
+is never later than this.  Far below the guest's minimal RTO (0.2 s)."""
 
 NEAR_PEER_RTT_S = 0.001
 """A peer nearer than this acknowledges before a look-up could be scheduled; the guest gets its ACK at once."""
+
+STALLED_NEAR_S = 0.1
+STALLED_S = 2.0
+STALLED_ROUND_TRIPS = 4
+"""A near peer that has taken nothing for 0.1 s, or another one for 2 s and for four round trips, does not read.  The
+guest's data is then acknowledged although it only got as far as the host, and the window closes: that is what a
+receiver does, and the guest probes it for as long as it likes, where it would give up a connection that does not
+acknowledge.  2 s is more than the kernel needs to repair the loss of a segment."""
 
 PROBE_MAX_S = 60.0
 """Upper limit of the interval between probes of a closed window (RFC 9293 section 3.8.6.1: back off exponentially)."""

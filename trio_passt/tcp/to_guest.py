@@ -59,6 +59,7 @@ class ToGuest:
         "_retransmissions",
         "_scale",
         "_timed",
+        "_went_back_from",
         "_window_ack",
         "_window_seq",
         "deadline",
@@ -85,6 +86,7 @@ class ToGuest:
         self._duplicates = 0
         self._retransmissions = 0
         self._recover: int | None = None
+        self._went_back_from: int | None = None
         self._timed: tuple[int, float] | None = None
         self._fin_end: int | None = None
         self._probe_interval_s = 0.0
@@ -136,7 +138,8 @@ class ToGuest:
         self._fin_end = self.next
 
     def window_closed(self, now: float) -> None:
-        """There is data to send, nothing in flight, and no window: start probing, unless that goes on already."""
+        """There may be data to send, nothing is in flight, and no window: start probing, unless that goes on
+        already."""
         if self.deadline is None:
             self._probe_interval_s = self.round_trip.timeout_s
             self.deadline = now + self._probe_interval_s
@@ -148,8 +151,8 @@ class ToGuest:
         advance = seq.distance(self.una, segment.ack)
         if advance > seq.distance(self.una, self.highest):
             return Acknowledgement(is_valid=False)
-        if advance < 0:
-            return _NOTHING
+        if advance < 0:  # an old one; too old is a guess (RFC 5961 section 5)
+            return Acknowledgement(is_valid=-advance <= self._largest_window)
         window_before = self.window
         self._take_window(segment)
         if advance == 0:
@@ -173,11 +176,16 @@ class ToGuest:
         if segment.sequence_length or self.window != window_before or not self.in_flight:
             return _NOTHING
         self._duplicates += 1
-        if self._duplicates == DUPLICATE_ACKS and self._recover is None:
+        if self._duplicates == DUPLICATE_ACKS and self._recover is None and not self._is_going_back():
             self._recover = self.highest
             self._timed = None
             return Acknowledgement(resend_first=True)
         return _NOTHING
+
+    def _is_going_back(self) -> bool:
+        """After a timeout everything is sent again; duplicates on the way are its echo, not a loss (RFC 6582 3.2,
+        4)."""
+        return self._went_back_from is not None and seq.distance(self.una, self._went_back_from) > 0
 
     def _moved(self, ack: int, advance: int, now: float) -> Acknowledgement:
         data_bytes = advance
@@ -214,6 +222,7 @@ class ToGuest:
         self.round_trip.back_off()
         self._timed = None
         self._recover = None
+        self._went_back_from = self.highest
         self._duplicates = 0
         if self.state in (ToGuestState.DUE, ToGuestState.SENT):
             self.state = TO_GUEST_TABLE[self.state, Event.REWOUND]

@@ -34,7 +34,7 @@ _TCP_MIDDLE = struct.Struct("!IIBBHH")
 COPY_BELOW_MSS = 8192
 """Segments below this size are cut by copying into one block; above, system calls cost less than the copy."""
 
-TSO_PAYLOAD_BYTES = 65535 - 60
+TSO_PAYLOAD_BYTES = 65535 - 40
 """Payload of the largest frame handed to a link that segments by itself: the IP length field is the limit."""
 
 
@@ -115,7 +115,7 @@ class TcpHeaders:
 
     def payload_per_frame(self, mss: int) -> int:
         """How many bytes of payload each full frame made by `cut` carries."""
-        return TSO_PAYLOAD_BYTES // mss * mss if self._capabilities.tso else mss
+        return max(1, TSO_PAYLOAD_BYTES // mss) * mss if self._capabilities.tso else mss
 
     def _payload_frame(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> FrameRun:
         payload_sum = 0 if self._capabilities.checksum else checksum.sum_of(payload)

@@ -8,7 +8,7 @@ from trio_passt.flow.key import FlowKey
 from trio_passt.tcp import handshake
 from trio_passt.tcp.handshake import Terms
 from trio_passt.wire import tcp
-from trio_passt.wire.tcp import TcpOptions, TcpSegment
+from trio_passt.wire.tcp import TcpOptions
 
 V4_KEY = FlowKey(bytes(4), 1000, b"\1\2\3\4", 80)
 V6_KEY = FlowKey(bytes(16), 1000, bytes(range(16)), 80)
@@ -78,12 +78,3 @@ def test_initial_sequence_number_is_a_clock_and_a_keyed_hash(key: FlowKey) -> No
 @given(st.binary(min_size=32, max_size=32), st.integers(0, 2**63))
 def test_initial_sequence_number_has_32_bits(secret: bytes, now_ns: int) -> None:
     assert 0 <= handshake.initial_sequence(secret, V4_KEY, now_ns) < 2**32
-
-
-def test_acknowledges_syn() -> None:
-    def segment(flags: int, ack: int) -> TcpSegment:
-        return TcpSegment(1, 2, 0, ack, flags, 0)
-
-    assert handshake.acknowledges_syn(segment(tcp.ACK, 5), 5)
-    assert not handshake.acknowledges_syn(segment(tcp.ACK, 6), 5)
-    assert not handshake.acknowledges_syn(segment(tcp.SYN, 5), 5)

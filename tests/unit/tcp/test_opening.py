@@ -64,7 +64,7 @@ def test_after_our_syn(active: Opening, flags: int, ack: int, verdict: Verdict) 
         (ACK, THEIRS + 1, NEXT + 1, Verdict.WRONG),
         (ACK, THEIRS + 1, OURS, Verdict.WRONG),
         (SYN, THEIRS, 0, Verdict.REPEATS),
-        (SYN, THEIRS + 1, 0, Verdict.MEANS_NOTHING),
+        (SYN, THEIRS + 1, 0, Verdict.CHALLENGES),
         (RST, THEIRS + 1, 0, Verdict.RESETS),
         (RST | ACK, THEIRS + 1, NEXT, Verdict.RESETS),
         (RST, THEIRS, 0, Verdict.MEANS_NOTHING),

@@ -128,7 +128,7 @@ async def test_host_that_does_not_read_closes_the_window_and_nothing_is_lost(
     assert reopened is not None, "no window update"
     assert reopened.flags == ACK
     assert reopened.ack == tcp.next
-    assert reopened.window << tcp.host_scale >= min(65535, bridge.WINDOW_ALLOWANCE_BYTES // 2)
+    assert reopened.window << tcp.host_scale >= min(65535, bridge.WINDOW_FLOOR_BYTES // 2)
 
 
 async def test_probe_of_a_closed_window_is_answered_and_its_byte_not_taken(guest: Stage) -> None:

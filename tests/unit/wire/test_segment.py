@@ -294,19 +294,7 @@ def test_payload_per_frame(mss: int) -> None:
     assert TSO_PAYLOAD_BYTES - mss < whole <= TSO_PAYLOAD_BYTES
 
 
-@pytest.mark.parametrize(
-    "version",
-    [
-        pytest.param(
-            4,
-            marks=pytest.mark.xfail(
-                raises=AssertionError, strict=True, reason="payload_per_frame is 0: TSO_PAYLOAD_BYTES < MSS"
-            ),
-        ),
-        6,
-    ],
-    ids=["IPv4", "IPv6"],
-)
+@versions
 def test_segmentation_with_the_largest_mss(version: int) -> None:
     """The default MTU's MSS over IPv4, 65480, exceeds what a segmented frame carries: one frame each then."""
     mss = LARGEST_MSS[version]
