@@ -93,6 +93,8 @@ def open_ping(address_bytes: int, identifier: int) -> socket.socket:
     else:
         family, protocol, wildcard = socket.AF_INET6, socket.IPPROTO_ICMPV6, "::"
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+    # Ping sockets are born with it, and then several may share an identifier, and one gets the replies to all.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     try:
         try:
             sock.bind((wildcard, identifier))
