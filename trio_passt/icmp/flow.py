@@ -50,13 +50,11 @@ class EchoFlow:
         """Pass requests and replies on until there are none for a while."""
         try:
             self._open()
-            silent = False
-            while not silent:
+            is_rung = True
+            while is_rung:
                 self._pass_requests()
                 self._pass_replies()
-                with trio.move_on_after(IDLE_S) as silence:
-                    await self._doorbell.wait()
-                silent = silence.cancelled_caught
+                is_rung = await self._doorbell.wait_until(trio.current_time() + IDLE_S)
         except OSError as error:
             self._session.drops[f"echo: {error.strerror}"] += 1
             log.debug("%s: %s", self.key, error)
@@ -110,12 +108,14 @@ class EchoFlow:
             return
         for _ in range(REPLIES_PER_TURN):
             try:
-                packet = self._host.recv(_DATAGRAM_BYTES)
+                packet, name = self._host.recvfrom(_DATAGRAM_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:  # an ICMP error for an earlier request
                 self._session.drops[f"echo: {error.strerror}"] += 1
                 continue
+            if Endpoint.of(name).address != self._on_host.address:
+                continue  # connected or not, a ping socket takes replies from anybody
             if len(packet) >= icmp.ECHO_HEADER_BYTES and packet[0] in (IcmpType.ECHO_REPLY, Icmpv6Type.ECHO_REPLY):
                 self._send_to_guest(
                     icmp.parse_echo(IcmpMessage(packet[0], packet[1], memoryview(packet)[icmp.HEADER_BYTES :]))

@@ -1,0 +1,42 @@
+"""A network namespace of a test's own, where ping sockets are allowed: the calling thread moves there and back."""
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CLONE_NEWNET = 0x40000000
+PING_GROUP_RANGE = Path("/proc/sys/net/ipv4/ping_group_range")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def own_namespace() -> Iterator[None]:
+    """Sockets that are opened here are in a new namespace, with loopback up.  PermissionError without CAP_SYS_ADMIN."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.unshare(CLONE_NEWNET))
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            PING_GROUP_RANGE.write_text(f"{os.getegid()} {os.getegid()}")
+            yield
+        finally:
+            _check(_libc.setns(before, CLONE_NEWNET))
+    finally:
+        os.close(before)
+
+
+def answer_for(subnet: str, *, source: str) -> None:
+    """All addresses of `subnet` are the host's own, and are asked from the one `source` (with its prefix length)."""
+    subprocess.run(["ip", "address", "add", source, "dev", "lo", *(["nodad"] if ":" in source else [])], check=True)
+    address = source.partition("/")[0]
+    subprocess.run(["ip", "route", "add", "local", subnet, "dev", "lo", "src", address], check=True)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
