@@ -19,8 +19,7 @@ from trio_passt.icmp.flow import IDLE_S
 IN_NAMESPACE = "TRIO_PASST_TEST_IN_NAMESPACE"
 may_not = os.geteuid() != 0
 
-pytestmark = pytest.mark.usefixtures("standing_clock")
-in_namespace = pytest.mark.usefixtures("namespace")
+in_namespace = pytest.mark.usefixtures("namespace", "standing_clock")
 
 
 @pytest.fixture
