@@ -27,6 +27,7 @@ from trio_passt.daemon import own_frames
 from trio_passt.dispatch import Dispatcher
 from trio_passt.errors import StartupError
 from trio_passt.flow.guest import Guest
+from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.flow.translate import AddressMap
 from trio_passt.host.listeners import PortListeners
@@ -241,6 +242,11 @@ class Stage:
             clock.jump(min(max(ahead, 0) + 1e-6, left))
         clock.jump(left)
         await self.settles()
+
+    async def until_over(self, key: FlowKey) -> None:
+        """Wait, while time passes, until the TCP flow of this name is no more."""
+        while self.dispatcher.tcp.get(key) is not None:  # noqa: ASYNC110 - the flow table tells nobody
+            await trio.sleep(0.1)
 
     # -- the host's side -----------------------------------------------------------------------------------------------
 
