@@ -6,7 +6,9 @@ segments in their inbox and are woken, each once per batch however many frames w
 
 import logging
 import socket
+import zlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Protocol
 
 import trio
@@ -21,7 +23,7 @@ from trio_passt.host.listeners import UdpPort
 from trio_passt.icmp.flow import EchoFlow
 from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.tcp.flow import TcpFlow
-from trio_passt.udp.flow import InboundUdp, OutboundUdp
+from trio_passt.udp.flow import InboundUdp, OutboundUdp, UdpFlow
 from trio_passt.wire import ethernet, frames, icmp, ip, ipv4, ipv6, tcp, udp
 from trio_passt.wire.coalesce import JoinedSegments, coalesce
 from trio_passt.wire.errors import MalformedPacket
@@ -30,11 +32,17 @@ from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.icmp import IcmpType, Icmpv6Type
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.tcp import TcpSegment
+from trio_passt.wire.udp import UdpHeader
 
 log = logging.getLogger("trio_passt.dispatch")
 
-DHCP_SERVER_PORT = 67
-DHCPV6_SERVER_PORT = 547
+DHCP_SERVER_PORT = (67).to_bytes(2, "big")
+DHCPV6_SERVER_PORT = (547).to_bytes(2, "big")
+"""As they stand in a UDP header, bytes 2 and 3."""
+
+OTHER_PORTS = 64
+"""How many others are tried when a host-local peer's port is taken at the address that it has for the guest."""
+
 _NEIGHBOUR_DISCOVERY = frozenset({Icmpv6Type.ROUTER_SOLICITATION, Icmpv6Type.NEIGHBOR_SOLICITATION})
 _QUIETLY_IGNORED = frozenset(
     {Icmpv6Type.MLD_QUERY, Icmpv6Type.MLD_REPORT, Icmpv6Type.MLD_DONE, Icmpv6Type.MLDV2_REPORT}
@@ -52,7 +60,7 @@ class Dispatcher:
     def __init__(self, session: Session, nursery: trio.Nursery, flow_limit: int) -> None:
         limit = FlowLimit(flow_limit)
         self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, limit)
-        self.udp: FlowTable[OutboundUdp | InboundUdp] = FlowTable(nursery, limit)
+        self.udp: FlowTable[UdpFlow] = FlowTable(nursery, limit)
         self.echo: FlowTable[EchoFlow] = FlowTable(nursery, limit)
         self._session = session
         self._network = session.network
@@ -116,16 +124,14 @@ class Dispatcher:
             return
         self._session.guest.learn_address(source)
         match header.protocol:
-            case IPProtocol.TCP:
-                self._take_segment(source, destination, tcp.parse(source, destination, payload))
-            case IPProtocol.UDP:
-                self._take_udp(source, destination, payload)
+            case IPProtocol.TCP | IPProtocol.UDP:
+                self._take_transport(source, destination, header.protocol, payload)
             case IPProtocol.ICMP:
                 message = icmp.parse(source, destination, payload)
                 if message.type == IcmpType.ECHO:
                     self._take_echo(source, destination, message)
                 else:
-                    self._drops["icmp: neither echo nor for us"] += 1
+                    self._drops["icmp: not an echo request"] += 1
             case IPProtocol.IGMP:
                 pass
             case _:
@@ -134,7 +140,7 @@ class Dispatcher:
     def _is_for_dhcp(self, destination: bytes, datagram: memoryview) -> bool:
         """Broadcast, or to the server's own address: a remote DHCP server's is not ours to answer for."""
         assert self._network.ipv4 is not None
-        if len(datagram) < udp.HEADER_BYTES or int.from_bytes(datagram[2:4], "big") != DHCP_SERVER_PORT:
+        if datagram[2:4] != DHCP_SERVER_PORT:
             return False
         return destination in (b"\xff" * 4, host_side.ipv4_address(self._network.ipv4).packed)
 
@@ -145,11 +151,13 @@ class Dispatcher:
             self._drops["fragment"] += 1
             return
         self._session.guest.learn_address(source)
+        if header.protocol == IPProtocol.UDP and self._is_for_dhcpv6(destination, payload):
+            _, request = udp.parse(source, destination, payload)
+            self._reply(dhcpv6.answer(mac, source, request, self._network, self._server_duid))
+            return
         match header.protocol:
-            case IPProtocol.TCP:
-                self._take_segment(source, destination, tcp.parse(source, destination, payload))
-            case IPProtocol.UDP:
-                self._take_udp(source, destination, payload, mac)
+            case IPProtocol.TCP | IPProtocol.UDP:
+                self._take_transport(source, destination, header.protocol, payload)
             case IPProtocol.ICMPV6:
                 self._take_icmpv6(mac, header, payload)
             case ipv6.NO_NEXT_HEADER:
@@ -165,7 +173,21 @@ class Dispatcher:
         elif message.type == Icmpv6Type.ECHO_REQUEST:
             self._take_echo(header.source, header.destination, message)
         elif message.type not in _QUIETLY_IGNORED:
-            self._drops["icmp: neither echo nor for us"] += 1
+            self._drops["icmp: not an echo request"] += 1
+
+    def _is_for_dhcpv6(self, destination: bytes, datagram: memoryview) -> bool:
+        """To a group, or to the server's own address."""
+        assert self._network.ipv6 is not None
+        if datagram[2:4] != DHCPV6_SERVER_PORT:
+            return False
+        server = host_side.ipv6_address(self._network.ipv6, self._network.host_mac)
+        return destination[0] == 0xFF or destination == server.packed
+
+    def _take_transport(self, source: bytes, destination: bytes, protocol: int, packet: memoryview) -> None:
+        if protocol == IPProtocol.TCP:
+            self._take_segment(source, destination, tcp.parse(source, destination, packet))
+        else:
+            self._take_datagram(source, destination, *udp.parse(source, destination, packet))
 
     def _take_segment(self, source: bytes, destination: bytes, segment: TcpSegment) -> None:
         key = FlowKey(source, segment.source_port, destination, segment.destination_port)
@@ -196,11 +218,7 @@ class Dispatcher:
         packet = ip.emit_packet(key.remote, key.guest, IPProtocol.TCP, tcp.emit(key.remote, key.guest, reset))
         self._reply(ip.frame_packet(self._network.host_mac, self._session.guest.mac, packet))
 
-    def _take_udp(self, source: bytes, destination: bytes, packet: memoryview, mac: bytes = b"") -> None:
-        header, payload = udp.parse(source, destination, packet)
-        if mac and header.destination_port == DHCPV6_SERVER_PORT and self._is_for_dhcpv6(destination):
-            self._reply(dhcpv6.answer(mac, source, payload, self._network, self._server_duid))
-            return
+    def _take_datagram(self, source: bytes, destination: bytes, header: UdpHeader, payload: memoryview) -> None:
         key = FlowKey(source, header.source_port, destination, header.destination_port)
         flow = self.udp.get(key)
         if flow is None:
@@ -214,11 +232,6 @@ class Dispatcher:
                 return
         flow.deliver(payload)
         self._to_wake[flow] = None
-
-    def _is_for_dhcpv6(self, destination: bytes) -> bool:
-        assert self._network.ipv6 is not None
-        server = host_side.ipv6_address(self._network.ipv6, self._network.host_mac)
-        return destination[0] == 0xFF or destination == server.packed
 
     def _take_echo(self, source: bytes, destination: bytes, message: icmp.IcmpMessage) -> None:
         echo = icmp.parse_echo(message)
@@ -252,55 +265,53 @@ class Dispatcher:
 
     def on_connection(self, host: socket.socket, peer: Endpoint, target: int) -> None:
         """A connection to a forwarded port becomes a flow towards the guest's port `target`."""
-        key = self._inbound_key(self.tcp, peer, target)
-        if key is None or not self.tcp.start(TcpFlow.inbound(self._session, key, host)):
-            sockets.reset(host)
-            return
-        self.find_guest()
+        for key in self._inbound_keys(peer, target):
+            if self.tcp.get(key) is None:
+                if not self.tcp.start(TcpFlow.inbound(self._session, key, host)):
+                    break
+                self.find_guest()
+                return
+        sockets.reset(host)
 
     def on_datagram(self, port: UdpPort, peer: Endpoint, local: bytes, payload: bytes) -> None:
-        """A datagram to a forwarded port goes to its client's flow, perhaps a new one."""
-        remote = self._session.addresses.source_for_guest(peer.address)
-        guest = self._session.guest.address_towards(remote) if remote else None
-        if remote is None or guest is None:
-            self._drops["udp: forwarded, but its family is off"] += 1
+        """A datagram to a forwarded port goes to its client's flow, perhaps a new one.
+
+        A guest that has spoken to that remote from this very port has a flow already; where the remote can't have
+        another name for the guest, that flow takes the datagram.
+        """
+        reason = "udp: forwarded, but its family is off"
+        for key in self._inbound_keys(peer, port.target):
+            reason = "udp: forwarded, but no flow for it"
+            flow = self.udp.get(key)
+            if flow is None:
+                flow = InboundUdp(self._session, key, port, peer, local)
+                if not self.udp.start(flow):
+                    reason = "udp: limit of flows"
+                    break
+            if isinstance(flow, InboundUdp) and flow.is_of(peer):
+                flow.asked(port, local)
+            elif key.remote != peer.address:
+                continue
+            self.find_guest()
+            flow.deliver_from_host(payload)
             return
-        flow = self.udp.get(FlowKey(guest, port.target, remote, peer.port))
-        if not isinstance(flow, InboundUdp) or not flow.is_of(peer):
-            flow = self._inbound_udp_flow(port, peer, local)
-        if flow is None:
-            self._drops["udp: limit of flows"] += 1
-            return
-        self.find_guest()
-        flow.deliver_from_host(payload, local)
+        self._drops[reason] += 1
 
-    def _inbound_udp_flow(self, port: UdpPort, peer: Endpoint, local: bytes) -> InboundUdp | None:
-        key = self._inbound_key(self.udp, peer, port.target)
-        if key is None:
-            return None
-        flow = InboundUdp(self._session, key, port, peer, local)
-        return flow if self.udp.start(flow) else None
+    def _inbound_keys(self, peer: Endpoint, target: int) -> Iterator[FlowKey]:
+        """The names that a flow which a host peer opens may have, the best first; none if its family is off.
 
-    def _inbound_key(
-        self, table: FlowTable[TcpFlow] | FlowTable[OutboundUdp | InboundUdp], peer: Endpoint, target: int
-    ) -> FlowKey | None:
-        """The name of a flow that a host peer opens; `None`: the family is off, or all of the peer's ports are taken.
-
-        Host-local peers share one address for the guest, so two of them may have the same port there; the later one
-        gets another.
+        Host-local peers share one address for the guest, so two of them may have the same port there: the later one
+        gets another, which follows from its address, so that it is found again.
         """
         remote = self._session.addresses.source_for_guest(peer.address)
         guest = self._session.guest.address_towards(remote) if remote else None
         if remote is None or guest is None:
-            return None
-        key = FlowKey(guest, target, remote, peer.port)
-        if remote == peer.address:
-            return key if table.get(key) is None else None
-        for port in (peer.port, *range(1024, 65536)):
-            key = FlowKey(guest, target, remote, port)
-            if table.get(key) is None:
-                return key
-        return None
+            return
+        yield FlowKey(guest, target, remote, peer.port)
+        if remote != peer.address:
+            start = zlib.crc32(peer.address) + peer.port
+            for number in range(start, start + OTHER_PORTS):
+                yield FlowKey(guest, target, remote, 1024 + number % (65536 - 1024))
 
     def find_guest(self) -> None:
         """Ask for the guest's MAC address, unless it is known: it has to be for anything to reach the guest."""

@@ -64,7 +64,3 @@ class Guest:
         if is_link_local(remote) and self._link_local is not None:
             return self._link_local
         return self._global_ipv6
-
-    def owns(self, address: bytes) -> bool:
-        """Whether the guest is known to use this packed address."""
-        return address in (self._ipv4, self._global_ipv6, self._link_local)

@@ -19,6 +19,7 @@ from the guest; what exceeds those is dropped and counted, as UDP may be.
 import logging
 import socket
 from collections import deque
+from contextlib import suppress
 
 import trio
 
@@ -63,13 +64,11 @@ class UdpFlow:
         """Pass datagrams on until there are none for a while, or the host refuses the flow."""
         try:
             self._open()
-            silent = False
-            while not silent:
+            is_rung = True
+            while is_rung:
                 self._pass_to_host()
                 self._pass_to_guest()
-                with trio.move_on_after(IDLE_S) as silence:
-                    await self._doorbell.wait()
-                silent = silence.cancelled_caught
+                is_rung = await self._doorbell.wait_until(trio.current_time() + IDLE_S)
         except OSError as error:
             self._drop(f"udp: {error.strerror}")
             log.debug("%s: %s", self.key, error)
@@ -82,6 +81,11 @@ class UdpFlow:
             self._drop("udp: too many datagrams at once from the guest")
         else:
             self._from_guest.append(payload)
+
+    def deliver_from_host(self, payload: bytes) -> None:
+        """A datagram from the remote that did not come through this flow's own socket: a forwarded port got it."""
+        self._take_from_host(payload)
+        self._doorbell.ring()
 
     def wake(self) -> None:
         """There is something to pass on."""
@@ -106,12 +110,15 @@ class UdpFlow:
 
     def _pass_to_host(self) -> None:
         while self._from_guest:
+            payload = self._from_guest.popleft()
             try:
-                self._send_to_host(self._from_guest.popleft())
+                self._send_to_host(payload)
             except BlockingIOError:
                 self._drop("udp: send buffer of the host full")
-            except ConnectionRefusedError:
-                self._drop("udp: refused by the remote")  # an earlier one was; this one has not been sent
+            except OSError as error:
+                self._drop(f"udp: {error.strerror}")
+                with suppress(OSError):  # it may have been an earlier datagram's error, which is told once (udp(7))
+                    self._send_to_host(payload)
 
     def _pass_to_guest(self) -> None:
         self._receive_from_host()
@@ -206,11 +213,10 @@ class InboundUdp(UdpFlow):
         """Whether this flow is that client's."""
         return self._client == client
 
-    def deliver_from_host(self, payload: bytes, local: bytes) -> None:
-        """A datagram from the client."""
+    def asked(self, port: UdpPort, local: bytes) -> None:
+        """The client's latest datagram was sent to `port` at this packed host address, so replies come from there."""
+        self._port = port
         self._local = local
-        self._take_from_host(payload)
-        self._doorbell.ring()
 
     def _open(self) -> None:
         pass

@@ -13,8 +13,6 @@ from trio_passt.wire.ethernet import (
 )
 from trio_passt.wire.ethernet import emit as emit_ethernet
 
-IPHeader = ipv4.IPv4Header | ipv6.IPv6Header
-
 
 class IPProtocol(IntEnum):
     """Protocol numbers (IPv4) and next-header values (IPv6) that mean something here."""
