@@ -1,14 +1,15 @@
-"""The top nursery: the whole program on one screen.
+"""The top nursery: the whole program, from the top.
 
 root nursery
-├─ signals               SIGTERM, SIGINT, SIGQUIT end everything in order
-├─ port listeners        one task for all forwarded ports
-├─ door                  turns away a second guest while one is there
-└─ guest session         a nursery for all that one guest connection owns; the guest goes, it is cancelled
-   ├─ root task          reads a batch of frames, dispatches it
-   ├─ link, readiness    finish partly written frames; fetch the events of all host sockets
-   ├─ router             unsolicited router advertisements
-   └─ flows              one task each
+├─ signals                  SIGTERM, SIGINT, SIGQUIT end everything in order
+├─ port listeners           one task for all forwarded ports
+└─ guests, one after the other
+   ├─ door                  turns away a second one meanwhile
+   └─ guest session         a nursery for all that one guest connection owns; the guest goes, it is cancelled
+      ├─ root task          reads a batch of frames, dispatches it
+      ├─ link, readiness    finish partly written frames; fetch the events of all host sockets
+      ├─ router             unsolicited router advertisements
+      └─ flows              one task each
 """
 
 import logging

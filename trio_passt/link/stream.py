@@ -164,7 +164,7 @@ class StreamLink:
                 self._wanted = trio.Event()
 
     def _call_back(self) -> None:
-        """Call those who wait now, until one of them has filled the link: then the next one is first."""
+        """Call those who wait now; should one of them fill the link itself, the next one is first the time after."""
         for _ in range(len(self._callbacks)):
             if self._full:
                 return

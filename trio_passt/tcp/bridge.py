@@ -62,7 +62,7 @@ class Bridge:
         self.from_guest = from_guest
         self.to_guest = to_guest
         self.has_more = False
-        """After `send`: there was more to send than one turn allows, so the next turn should come soon."""
+        """After `send`: all that one turn allows went out, so there may be more, and the next turn should come soon."""
         self._output = output
         self._host = host
         self._queue = queue
@@ -139,14 +139,14 @@ class Bridge:
                     self._probe()
                 case Timeout.GIVE_UP:
                     raise TimeoutError(errno.ETIMEDOUT, "the guest does not acknowledge")
-        if now >= self._keepalive.deadline(self._is_half_closed()):
+        if now >= self._keepalive.deadline(self._has_begun_to_close()):
             if not self._keepalive.probe(now):
                 raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer probes")
             self._probe()
 
     def deadline(self, now: float) -> float:
         """When `expire`, or another look at the host's progress, is due."""
-        deadline = self._keepalive.deadline(self._is_half_closed())
+        deadline = self._keepalive.deadline(self._has_begun_to_close())
         if self.to_guest.deadline is not None:
             deadline = min(deadline, self.to_guest.deadline)
         if self.from_guest.acknowledged != self.from_guest.held:
@@ -274,8 +274,8 @@ class Bridge:
         least = min(self.to_guest.mss, WINDOW_FLOOR_BYTES // 2)
         return self.from_guest.window < 2 * least and self.from_guest.window_gain(window, ack) >= least
 
-    def _is_half_closed(self) -> bool:
-        return closing.is_half_closed(self.from_guest.state, self.to_guest.state)
+    def _has_begun_to_close(self) -> bool:
+        return closing.has_begun_to_close(self.from_guest.state, self.to_guest.state)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -81,6 +81,6 @@ def is_finished(from_guest: FromGuestState, to_guest: ToGuestState) -> bool:
     return from_guest is FromGuestState.ACKNOWLEDGED and to_guest is ToGuestState.ACKNOWLEDGED
 
 
-def is_half_closed(from_guest: FromGuestState, to_guest: ToGuestState) -> bool:
+def has_begun_to_close(from_guest: FromGuestState, to_guest: ToGuestState) -> bool:
     """One way or both have begun to close."""
     return from_guest is not FromGuestState.OPEN or to_guest is not ToGuestState.OPEN

@@ -12,8 +12,9 @@ replies (and ICMP errors) come back.
 `InboundUdp`: somebody sent to a forwarded port.  The port's socket is shared by all its clients; replies leave
 through it from the address that the client had asked.
 
-Either way datagrams wait in the host socket when the link to the guest is full, and in a small inbox when they come
-from the guest; what exceeds those is dropped and counted, as UDP may be.
+When the link to the guest is full, a flow with a socket of its own leaves its datagrams there; those of a forwarded
+port wait in the flow, for the port's socket is shared.  What exceeds these bounds is dropped and counted, as UDP may
+be.
 """
 
 import logging
@@ -39,8 +40,11 @@ log = logging.getLogger("trio_passt.udp")
 IDLE_S = 180.0
 """RFC 4787 section 4.3 asks for more than two minutes, of NATs; whoever is silent for longer opens a new flow."""
 
-INBOX_DATAGRAMS = 256
-"""How many datagrams may wait on their way through a flow, in either direction."""
+FROM_GUEST_DATAGRAMS = 4096
+"""How many may wait between two turns of the flow: as many small ones as one batch from the link holds."""
+
+TO_GUEST_DATAGRAMS = 256
+"""How many may wait for a full link."""
 
 DATAGRAMS_PER_TURN = 64
 """Read from the host socket at a time, and handed to the link at once."""
@@ -77,7 +81,7 @@ class UdpFlow:
 
     def deliver(self, payload: Buffer) -> None:
         """A datagram from the guest; call `wake` after the last one of a batch."""
-        if len(self._from_guest) >= INBOX_DATAGRAMS:
+        if len(self._from_guest) >= FROM_GUEST_DATAGRAMS:
             self._drop("udp: too many datagrams at once from the guest")
         else:
             self._from_guest.append(payload)
@@ -145,7 +149,7 @@ class UdpFlow:
     def _take_from_host(self, payload: bytes) -> None:
         if len(payload) > self._payload_limit:
             self._drop("udp: larger than the guest's MTU")
-        elif len(self._to_guest) >= INBOX_DATAGRAMS:
+        elif len(self._to_guest) >= TO_GUEST_DATAGRAMS:
             self._drop("udp: link to the guest full")
         else:
             self._to_guest.append(payload)

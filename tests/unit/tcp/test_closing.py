@@ -53,7 +53,7 @@ def test_finished_is_the_end_of_both_halves_and_nothing_else() -> None:
     assert finished == [(FromGuestState.ACKNOWLEDGED, ToGuestState.ACKNOWLEDGED)]
 
 
-def test_half_closed_is_everything_but_open() -> None:
+def test_everything_but_open_has_begun_to_close() -> None:
     for from_guest, to_guest in product(FromGuestState, ToGuestState):
         is_open = from_guest is FromGuestState.OPEN and to_guest is ToGuestState.OPEN
-        assert closing.is_half_closed(from_guest, to_guest) is not is_open
+        assert closing.has_begun_to_close(from_guest, to_guest) is not is_open

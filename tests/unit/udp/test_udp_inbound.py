@@ -11,7 +11,7 @@ from harness.waiting import eventually
 from trio_passt.config import Protocol
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.listeners import UdpPort
-from trio_passt.udp.flow import IDLE_S, INBOX_DATAGRAMS
+from trio_passt.udp.flow import IDLE_S, TO_GUEST_DATAGRAMS
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
@@ -184,8 +184,8 @@ async def test_full_link_holds_a_bounded_number() -> None:
             for number in range(start, start + 100):
                 client.sendto(b"%d" % number, (V4.local, port))
             await guest.settles()
-        await guest.expects_drop("udp: link to the guest full", 300 - INBOX_DATAGRAMS - 1)
-        for number in range(INBOX_DATAGRAMS + 1):
+        await guest.expects_drop("udp: link to the guest full", 300 - TO_GUEST_DATAGRAMS - 1)
+        for number in range(TO_GUEST_DATAGRAMS + 1):
             await arrives(guest, V4, b"%d" % number)
         await guest.expects_nothing()
         client.sendto(b"hello", (V4.local, port))
