@@ -25,6 +25,8 @@ from trio_passt.cli.pid_file import PidFile
 from trio_passt.cli.values import UsageError
 from trio_passt.config import Config, LogLevel
 from trio_passt.errors import StartupError
+from trio_passt.host.apart import in_child
+from trio_passt.host.network import Address, DefaultRoute, Link
 from trio_passt.host.resolv import ResolvConf, parse_resolv_conf
 
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -61,10 +63,14 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
 
 def discover() -> Host:
     """Look at the host: interfaces and routes of this network namespace, and its resolv.conf."""
+    links, addresses, routes = in_child(_read_host_network)
+    return Host(tuple(links), tuple(addresses), tuple(routes), _read_resolv_conf(RESOLV_CONF))
+
+
+def _read_host_network() -> tuple[list[Link], list[Address], list[DefaultRoute]]:
     from trio_passt.host.netlink import read_host_network
 
-    links, addresses, routes = read_host_network()
-    return Host(tuple(links), tuple(addresses), tuple(routes), _read_resolv_conf(RESOLV_CONF))
+    return read_host_network()
 
 
 def _run(options: Options, child: background.Child | None, run: Run | None) -> int:
