@@ -10,11 +10,12 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol as TypingProtocol
 
+import trio
 from attrs import frozen
 
 from trio_passt.config import PortForward, Protocol
@@ -36,11 +37,17 @@ BACKLOG = 1024
 NO_DESCRIPTORS_PAUSE_S = 0.1
 """Out of descriptors, a connection stays in the backlog and its socket readable; this keeps that from spinning."""
 
+WARN_EVERY_S = 10.0
+"""A line that anybody can cause by connecting is written at most this often."""
+
 DATAGRAM_BYTES = 65535
 _ANCILLARY_BYTES = socket.CMSG_SPACE(20) * 2
 _PKTINFO4 = struct.Struct("=i4s4s")
 _PKTINFO6 = struct.Struct("=16si")
 _IP_PKTINFO = 8  # linux/in.h; not in Python 3.11's socket module
+
+
+_WILDCARD = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
 @frozen(eq=False)
@@ -76,6 +83,7 @@ class PortListeners:
         self.receiver: Receiver | None = None
         self._readiness = readiness
         self._sockets = sockets_to_close
+        self._warned_at = float("-inf")
 
     @classmethod
     def bind(cls, forwards: Iterable[PortForward]) -> "PortListeners":
@@ -119,27 +127,22 @@ class PortListeners:
         is_tcp = forward.protocol is Protocol.TCP
         kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            _prepare(sock, family, is_tcp)
+            sock.bind((str(forward.address or _WILDCARD[family]), forward.port))
+            if is_tcp:
+                sock.listen(BACKLOG)
+                self._watch(sock, lambda: self._accept(sock, forward.target))
+            else:
+                port = UdpPort(sock, forward.target)
+                self._watch(sock, lambda: self._receive(port))
+        except BaseException:
+            sock.close()
+            raise
         self._sockets.callback(sock.close)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if is_tcp:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        elif family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        wildcard = "0.0.0.0" if family == socket.AF_INET else "::"
-        sock.bind((str(forward.address or wildcard), forward.port))
-        if is_tcp:
-            sock.listen(BACKLOG)
-            self._readiness.watch(
-                sock.fileno(), lambda _mask: self._accept(sock, forward.target), events=READABLE, edge_triggered=False
-            )
-        else:
-            port = UdpPort(sock, forward.target)
-            self._readiness.watch(
-                sock.fileno(), lambda _mask: self._receive(port), events=READABLE, edge_triggered=False
-            )
+
+    def _watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
+        self._readiness.watch(sock.fileno(), lambda _mask: on_readable(), events=READABLE, edge_triggered=False)
 
     def _accept(self, listener: socket.socket, target: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -149,7 +152,7 @@ class PortListeners:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.warning("can't accept a connection to a forwarded port: %s", error.strerror)
+                    self._warn_rarely("can't accept a connection to a forwarded port: %s", error.strerror)
                     self._readiness.pause(NO_DESCRIPTORS_PAUSE_S)
                     return
                 continue  # accept(2): errors of the connection, which is gone
@@ -164,6 +167,12 @@ class PortListeners:
                 log.debug("connection from %s: %s", name, error)
                 sockets.reset(host)
 
+    def _warn_rarely(self, text: str, *arguments: object) -> None:
+        now = trio.current_time()
+        if now - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = now
+            log.warning(text, *arguments)
+
     def _receive(self, port: UdpPort) -> None:
         for _ in range(DATAGRAMS_PER_TURN):
             try:
@@ -176,6 +185,18 @@ class PortListeners:
             local = _local_address(ancillary)
             if self.receiver is not None and local is not None:
                 self.receiver.on_datagram(port, Endpoint.of(name), local, payload)
+
+
+def _prepare(sock: socket.socket, family: socket.AddressFamily, is_tcp: bool) -> None:
+    """Options before the bind: one family, quick restarts, and for UDP the address that a datagram was sent to."""
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if is_tcp:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    elif family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
 
 def _families(forward: PortForward) -> list[socket.AddressFamily]:
