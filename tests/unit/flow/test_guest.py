@@ -1,0 +1,82 @@
+"""What is learned about the guest, and what is not."""
+
+from ipaddress import ip_address
+
+import pytest
+from harness.stage import V4, V6, network
+
+from trio_passt.flow.guest import Guest, is_link_local
+
+MAC = bytes.fromhex("525400123456")
+
+
+def packed(address: str) -> bytes:
+    return ip_address(address).packed
+
+
+@pytest.fixture
+def learner() -> Guest:
+    return Guest(network())
+
+
+def test_mac_is_unknown_until_the_guest_speaks(learner: Guest) -> None:
+    assert (learner.is_known, learner.mac) == (False, b"\xff" * 6)
+    learner.learn_mac(MAC)
+    assert (learner.is_known, learner.mac) == (True, MAC)
+
+
+@pytest.mark.parametrize("mac", ["ffffffffffff", "01005e000001", "333300000001", "000000000000"])
+def test_mac_that_is_nobodys(learner: Guest, mac: str) -> None:
+    learner.learn_mac(bytes.fromhex(mac))
+    assert not learner.is_known
+
+
+def test_other_guest_with_another_mac(learner: Guest) -> None:
+    learner.learn_mac(MAC)
+    learner.learn_mac(MAC[:-1] + b"\x57")
+    assert learner.mac == MAC[:-1] + b"\x57"
+
+
+def test_assigned_addresses_until_others_are_seen(learner: Guest) -> None:
+    assert learner.address_towards(packed("192.0.2.9")) == packed(V4.guest)
+    assert learner.address_towards(packed("2001:db8::9")) == packed(V6.guest)
+    learner.learn_address(packed("198.51.100.99"))
+    learner.learn_address(packed("2001:db8:1:2::99"))
+    assert learner.address_towards(packed("192.0.2.9")) == packed("198.51.100.99")
+    assert learner.address_towards(packed("2001:db8::9")) == packed("2001:db8:1:2::99")
+
+
+def test_link_local_and_global_addresses_are_learned_apart(learner: Guest) -> None:
+    assert learner.address_towards(packed("fe80::7")) == packed(V6.guest)
+    learner.learn_address(packed("fe80::5054:ff:fe12:3456"))
+    assert learner.address_towards(packed("fe80::7")) == packed("fe80::5054:ff:fe12:3456")
+    assert learner.address_towards(packed("2001:db8::9")) == packed(V6.guest)
+
+
+@pytest.mark.parametrize(
+    "address", [V4.gateway, "0.0.0.0", "127.0.0.1", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255"]
+)
+def test_ipv4_addresses_that_teach_nothing(learner: Guest, address: str) -> None:
+    learner.learn_address(packed(address))
+    assert learner.address_towards(packed("192.0.2.9")) == packed(V4.guest)
+
+
+@pytest.mark.parametrize("address", [V6.gateway, "::", "::1", "ff02::1"])
+def test_ipv6_addresses_that_teach_nothing(learner: Guest, address: str) -> None:
+    learner.learn_address(packed(address))
+    assert learner.address_towards(packed("2001:db8::9")) == packed(V6.guest)
+    assert learner.address_towards(packed("fe80::7")) == packed(V6.guest)
+
+
+def test_family_that_is_off() -> None:
+    only_v4, only_v6 = Guest(network(ipv6=False)), Guest(network(ipv4=False))
+    assert only_v4.address_towards(packed("2001:db8::9")) is None
+    assert only_v6.address_towards(packed("192.0.2.9")) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("fe80::1", True), ("febf::1", True), ("fec0::1", False), ("2001:db8::1", False), ("254.128.0.0", False)],
+)
+def test_is_link_local(address: str, expected: bool) -> None:
+    assert is_link_local(packed(address)) is expected

@@ -1,0 +1,115 @@
+"""Which address on one side is which on the other."""
+
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from attrs import evolve
+from harness.stage import V4, V6, network
+
+from trio_passt.config import DnsForward
+from trio_passt.flow.translate import AddressMap, is_unicast
+from trio_passt.host.endpoint import Endpoint
+
+BOTH = AddressMap(network())
+
+
+def packed(address: str) -> bytes:
+    return ip_address(address).packed
+
+
+@pytest.mark.parametrize(
+    ("asked", "reached"),
+    [
+        (V4.gateway, "127.0.0.1"),
+        (V6.gateway, "::1"),
+        ("192.0.2.9", "192.0.2.9"),
+        ("10.1.2.3", "10.1.2.3"),
+        ("2001:db8::9", "2001:db8::9"),
+        ("64:ff9b::192.0.2.1", "64:ff9b::192.0.2.1"),
+    ],
+)
+def test_destination_on_host(asked: str, reached: str) -> None:
+    assert BOTH.destination_on_host(packed(asked), 80) == Endpoint(packed(reached), 80)
+
+
+NEVER_REACHED = [
+    "127.0.0.1",
+    "127.8.9.1",
+    "0.0.0.0",
+    "0.0.0.1",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:192.0.2.1",
+    "::ffff:0.0.0.0",
+    "::127.0.0.1",
+    "ff02::1",
+    "ff05::1:3",
+]
+
+
+@pytest.mark.parametrize("asked", NEVER_REACHED)
+def test_destinations_that_are_never_reached(asked: str) -> None:
+    assert not is_unicast(packed(asked))
+    assert BOTH.destination_on_host(packed(asked), 80) is None
+
+
+def test_link_local_destinations_have_the_scope_of_the_hosts_interface() -> None:
+    guest_network = network()
+    assert guest_network.ipv6 is not None
+    with_interface = evolve(guest_network, ipv6=evolve(guest_network.ipv6, interface="lo"))
+    index = socket.if_nametoindex("lo")
+    addresses = AddressMap(with_interface)
+    assert addresses.destination_on_host(packed("fe80::77"), 80) == Endpoint(packed("fe80::77"), 80, index)
+    assert addresses.destination_on_host(packed("2001:db8::9"), 80) == Endpoint(packed("2001:db8::9"), 80)
+    gone = evolve(guest_network, ipv6=evolve(guest_network.ipv6, interface="gone0"))
+    assert AddressMap(gone).destination_on_host(packed("fe80::77"), 80) == Endpoint(packed("fe80::77"), 80)
+
+
+@pytest.mark.parametrize(
+    ("peer", "seen"),
+    [
+        ("127.0.0.1", V4.gateway),
+        ("127.0.0.53", V4.gateway),
+        (V4.guest, V4.gateway),
+        ("::1", V6.gateway),
+        (V6.guest, V6.gateway),
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8::9", "2001:db8::9"),
+    ],
+)
+def test_source_for_guest(peer: str, seen: str) -> None:
+    assert BOTH.source_for_guest(packed(peer)) == packed(seen)
+
+
+def test_family_that_is_off_has_no_way_in_or_out() -> None:
+    only_v4, only_v6 = AddressMap(network(ipv6=False)), AddressMap(network(ipv4=False))
+    for address in ("::1", V6.gateway, "2001:db8::9"):
+        assert only_v4.destination_on_host(packed(address), 80) is None
+        assert only_v4.source_for_guest(packed(address)) is None
+    for address in ("127.0.0.1", V4.gateway, "192.0.2.9"):
+        assert only_v6.destination_on_host(packed(address), 80) is None
+        assert only_v6.source_for_guest(packed(address)) is None
+
+
+@pytest.mark.parametrize("port", [53, 853])
+def test_nameserver_that_only_the_host_can_reach(port: int) -> None:
+    forwards = (
+        DnsForward(IPv4Address(V4.gateway), IPv4Address("127.0.0.53")),
+        DnsForward(IPv6Address("2001:db8::53"), IPv6Address("::1")),
+    )
+    addresses = AddressMap(network(dns_forwards=forwards))
+    assert addresses.destination_on_host(packed(V4.gateway), port) == Endpoint(packed("127.0.0.53"), port)
+    assert addresses.destination_on_host(packed("2001:db8::53"), port) == Endpoint(packed("::1"), port)
+
+
+def test_other_ports_of_a_nameservers_address_go_where_they_always_go() -> None:
+    addresses = AddressMap(
+        network(dns_forwards=(DnsForward(IPv4Address(V4.gateway), IPv4Address("127.0.0.53")),)),
+    )
+    assert addresses.destination_on_host(packed(V4.gateway), 80) == Endpoint(packed("127.0.0.1"), 80)
