@@ -195,13 +195,11 @@ class Dispatcher:
         if flow is None:
             if segment.flags & tcp.RST:
                 return
-            if segment.flags & (tcp.SYN | tcp.ACK | tcp.FIN) != tcp.SYN:
-                self._refuse(key, segment)
-                return
             endpoint = self._destination(key)
+            is_opening = segment.flags & (tcp.SYN | tcp.ACK | tcp.FIN) == tcp.SYN
             if endpoint is None:
                 self._drops["addresses of no flow"] += 1
-            elif not self.tcp.start(TcpFlow.outbound(self._session, key, segment, endpoint)):
+            elif not (is_opening and self.tcp.start(TcpFlow.outbound(self._session, key, segment, endpoint))):
                 self._refuse(key, segment)
             return
         flow.deliver(segment)
