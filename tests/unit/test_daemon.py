@@ -1,0 +1,359 @@
+"""The daemon as a whole: a guest at one end of a real socket, forwarded ports and host servers at the other."""
+
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from attrs import evolve
+from harness.oracle import SeenOther, SeenTcp, see
+from harness.stage import GUEST_MAC, V4, V6, Family, frame_of, network, segment_packet
+from harness.waiting import eventually
+from scapy.layers.l2 import ARP, Ether
+from trio.testing import MockClock
+
+from trio_passt import daemon
+from trio_passt.config import Attachment, Config, PortForward, Protocol
+from trio_passt.errors import StartupError
+from trio_passt.host.listeners import PortListeners
+from trio_passt.link.base import LinkClosed
+from trio_passt.link.memory import MemoryLink
+from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire.tcp import ACK, RST, SYN, TcpOptions, TcpSegment
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+CONFIG = Config(network=network())
+
+
+class StreamGuest:
+    """A guest at a stream socket, as QEMU is one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._received = b""
+        sock.setblocking(False)
+
+    @classmethod
+    def at(cls, path: Path) -> "StreamGuest":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(os.fspath(path))
+        return cls(sock)
+
+    def sends(self, *frames: bytes) -> None:
+        self._socket.sendall(b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames))
+
+    def sends_segment(self, family: Family, segment: TcpSegment) -> None:
+        self.sends(frame_of(segment_packet(family, segment)))
+
+    async def frame(self) -> bytes:
+        """The next frame."""
+
+        def look() -> bytes | None:
+            with suppress(BlockingIOError):
+                self._received += self._socket.recv(1 << 20)
+            length = int.from_bytes(self._received[:4], "big")
+            if len(self._received) < max(5, 4 + length):
+                return None
+            frame, self._received = self._received[4 : 4 + length], self._received[4 + length :]
+            return frame
+
+        return await eventually(look, "a frame")
+
+    async def segment(self, family: Family) -> TcpSegment:
+        """The next TCP segment, whatever else comes before."""
+        while True:
+            frame = await self.frame()
+            protocol_at = 23 if family.version == 4 else 20
+            if frame[12:14] == frame_of(bytes([family.version << 4]))[12:14] and frame[protocol_at] == IPProtocol.TCP:
+                seen = see(frame, GUEST_MAC.hex(":"))
+                assert isinstance(seen, SeenTcp)
+                return seen.segment
+
+    async def is_turned_away(self) -> None:
+        """The other end closes at once."""
+
+        def look() -> bool | None:
+            try:
+                return self._socket.recv(1) == b""
+            except BlockingIOError:
+                return None
+
+        assert await eventually(look, "the end of the connection")
+
+    def leaves(self) -> None:
+        self._socket.close()
+
+
+class Running:
+    """A daemon that runs in the test's own process."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.ended = False
+
+    def on_ready(self, path: Path | None) -> None:
+        self.path = path
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Running]:
+    """The daemon, ready; whatever the test does, it is ended afterwards."""
+    running = Running()
+
+    async def run(task_status: "TaskStatus[None]") -> None:
+        def on_ready(path: Path | None) -> None:
+            running.on_ready(path)
+            task_status.started()
+
+        await daemon.run(config, on_ready=on_ready)
+        running.ended = True
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        try:
+            yield running
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def ends(running: Running) -> None:
+    await eventually(lambda: running.ended or None, "the daemon's end")
+
+
+def at_path(tmp_path: Path, **changes: Any) -> Config:
+    return evolve(CONFIG, attachment=Attachment(socket_path=tmp_path / "guest.socket"), **changes)
+
+
+async def test_connected_descriptor_end_to_end(family: Family) -> None:
+    ours, theirs = socket.socketpair()
+    server = socket.create_server((family.local, 0), family=family.socket_family)
+    server.setblocking(False)
+    guest = StreamGuest(ours)
+    fd = theirs.detach()
+    async with running(evolve(CONFIG, attachment=Attachment(fd=fd))) as daemon_:
+        assert daemon_.path is None
+        ports = (40_000, server.getsockname()[1])
+        guest.sends_segment(family, TcpSegment(*ports, 100, 0, SYN, 65535, b"", TcpOptions(1460)))
+        answer = await guest.segment(family)
+        assert answer.flags == SYN | ACK
+        guest.sends_segment(family, TcpSegment(*ports, 101, answer.seq + 1, ACK, 65535, b"hello"))
+        host, _ = server.accept()
+        with host:
+            host.settimeout(5)
+            assert (await guest.segment(family)).ack == 106
+            assert host.recv(100) == b"hello"
+            host.sendall(b"hello yourself")
+            assert (await guest.segment(family)).payload == b"hello yourself"
+            guest.leaves()
+            await ends(daemon_)
+            with pytest.raises(ConnectionResetError):
+                host.recv(1)
+    server.close()
+
+
+async def test_unknown_guest_is_asked_who_it_is(tmp_path: Path) -> None:
+    async with running(at_path(tmp_path)) as daemon_:
+        assert daemon_.path == tmp_path / "guest.socket"
+        guest = StreamGuest.at(daemon_.path)
+        assert Ether(await guest.frame())[ARP].pdst == V4.guest
+        assert Ether(await guest.frame()).haslayer("ICMPv6ND_NS")
+        guest.leaves()
+
+
+async def test_forwarded_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    forward = PortForward(Protocol.TCP, port, 80, IPv4Address("127.0.0.1"))
+    async with running(at_path(tmp_path, forwards=(forward,))) as daemon_:
+        early = socket.create_connection(("127.0.0.1", port))
+        early.setblocking(False)
+        await eventually(lambda: _is_reset(early), "a reset while there is no guest")
+        assert daemon_.path is not None
+        guest = StreamGuest.at(daemon_.path)
+        await guest.frame()  # the daemon knows that it has a guest
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            guest.sends_segment(V4, TcpSegment(1, 2, 3, 4, RST, 0))
+            syn = await guest.segment(V4)
+            assert (syn.destination_port, syn.flags) == (80, SYN)
+            guest.leaves()
+            client.setblocking(False)
+            await eventually(lambda: _is_reset(client), "a reset when the guest goes")
+        late = socket.create_connection(("127.0.0.1", port))
+        late.setblocking(False)
+        await eventually(lambda: _is_reset(late), "a reset when the guest is gone")
+        early.close()
+        late.close()
+
+
+def _is_reset(sock: socket.socket) -> bool | None:
+    try:
+        assert sock.recv(1) != b"", "an orderly end"
+    except BlockingIOError:
+        return None
+    except ConnectionResetError:
+        return True
+    return None
+
+
+@pytest.mark.parametrize("number", daemon.END_SIGNALS, ids=str)
+@pytest.mark.parametrize("with_guest", [True, False])
+async def test_signal_ends_everything_in_order(
+    tmp_path: Path, number: signal.Signals, with_guest: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    handler = signal.getsignal(number)
+    async with running(at_path(tmp_path)) as daemon_:
+        assert daemon_.path is not None
+        if with_guest:
+            guest = StreamGuest.at(daemon_.path)
+            await guest.frame()
+        signal.raise_signal(number)
+        await ends(daemon_)
+        assert not daemon_.path.exists()
+        if with_guest:
+            guest.leaves()
+    assert signal.getsignal(number) is handler
+    assert f"ended by {number.name}" in caplog.text
+
+
+async def test_next_guest_may_come_and_a_second_one_at_the_same_time_may_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(at_path(tmp_path)) as daemon_:
+        assert daemon_.path is not None
+        for _ in range(3):
+            first = StreamGuest.at(daemon_.path)
+            await first.frame()
+            caplog.clear()
+            second = StreamGuest.at(daemon_.path)
+            await second.is_turned_away()
+            assert [record.getMessage() for record in caplog.records] == [
+                "refused a second guest: one is connected already"
+            ]
+            second.leaves()
+            first.sends_segment(V4, TcpSegment(1, 2, 3, 4, ACK, 0))
+            assert (await first.segment(V4)).flags == RST  # it is none the worse for it
+            first.leaves()
+            await eventually(lambda: "guest gone: " in caplog.text or None, "the end of the session")
+        assert not daemon_.ended
+
+
+async def test_guest_that_breaks_the_protocol_is_closed_and_the_daemon_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(at_path(tmp_path)) as daemon_:
+        assert daemon_.path is not None
+        guest = StreamGuest.at(daemon_.path)
+        await guest.frame()
+        await guest.frame()
+        guest.sends(b"short")
+        await guest.is_turned_away()
+        guest.leaves()
+        assert "guest gone: " in caplog.text
+        other = StreamGuest.at(daemon_.path)
+        await other.frame()
+        other.leaves()
+
+
+async def test_one_off_ends_with_its_guest(tmp_path: Path) -> None:
+    async with running(at_path(tmp_path, one_off=True)) as daemon_:
+        assert daemon_.path is not None
+        guest = StreamGuest.at(daemon_.path)
+        await guest.frame()
+        guest.leaves()
+        await ends(daemon_)
+        assert not daemon_.path.exists()
+
+
+async def test_capture(tmp_path: Path) -> None:
+    pcap = tmp_path / "frames.pcap"
+    async with running(at_path(tmp_path, pcap=pcap)) as daemon_:
+        assert daemon_.path is not None
+        guest = StreamGuest.at(daemon_.path)
+        frames = [await guest.frame(), await guest.frame()]
+        guest.leaves()
+    captured = pcap.read_bytes()
+    assert all(frame in captured for frame in frames)
+
+
+@pytest.mark.parametrize("broken", ["port", "pcap", "path", "fd"])
+async def test_what_was_opened_is_closed_when_something_else_cannot_be(tmp_path: Path, broken: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = {
+            "port": at_path(tmp_path, forwards=(PortForward(Protocol.TCP, port, 80),)),
+            "pcap": at_path(tmp_path, pcap=tmp_path / "no such directory" / "x.pcap"),
+            "path": evolve(CONFIG, attachment=Attachment(socket_path=tmp_path / "no such directory" / "x.socket")),
+            "fd": evolve(CONFIG, attachment=Attachment(fd=taken.fileno())),
+        }[broken]
+        before = set(os.listdir("/proc/self/fd"))
+        with pytest.raises(StartupError):
+            await daemon.run(config, on_ready=_must_not_be_called)
+        assert set(os.listdir("/proc/self/fd")) == before
+    assert not (tmp_path / "guest.socket").exists()
+
+
+def _must_not_be_called(_path: Path | None) -> None:
+    pytest.fail("ready although something could not be opened")
+
+
+async def test_router_is_advertised_unasked(autojump_clock: MockClock) -> None:
+    link = MemoryLink()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon.advertise_router, link, network())
+        await trio.sleep(3600)
+        nursery.cancel_scope.cancel()
+    sent = [see(frame, GUEST_MAC.hex(":")) for frame in link.take_sent()]
+    assert 6 <= len(sent) <= 30  # RFC 4861 section 6.2.1: every 200 to 600 s, more often at first
+    for seen in sent:
+        assert isinstance(seen, SeenOther)
+        assert seen.packet.haslayer("ICMPv6ND_RA")
+        assert (seen.source, seen.destination) == (V6.gateway, "ff02::1")
+
+
+async def test_no_router_without_ipv6(autojump_clock: MockClock) -> None:
+    link = MemoryLink()
+    with trio.fail_after(1):
+        await daemon.advertise_router(link, network(ipv6=False))
+    assert link.take_sent() == []
+
+
+async def test_drops_are_told_at_the_end_of_the_session(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    link = MemoryLink()
+    link.push([bytes(3), bytes(14)])
+    link.disconnect("bye")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(daemon, "advertise_router", _nothing)
+        listeners = PortListeners.bind([])
+        await daemon.serve_guest(link, CONFIG, listeners, None)
+        assert listeners.receiver is None
+        listeners.close()
+    assert "guest gone: bye" in caplog.text
+    assert "dropped: malformed: 1" in caplog.text
+    with pytest.raises(LinkClosed):
+        await link.receive_batch()
+
+
+async def _nothing(*_arguments: object) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def test_descriptor_limit_is_raised_to_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 50_000))
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, limits: raised.append(limits))
+    daemon.raise_descriptor_limit()
+    assert raised == [(50_000, 50_000)]
