@@ -1,11 +1,14 @@
 """Windows: the guest's bounds what it is sent, and the guest's bound is what the host can take."""
 
+import socket
+
 import pytest
 import trio
 from harness.noise import noise
 from harness.stage import V4, Family, Stage
 
-from trio_passt.tcp import bridge
+from trio_passt.host import sockets
+from trio_passt.tcp import bridge, timeouts
 from trio_passt.wire.tcp import ACK, FIN
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
@@ -180,4 +183,42 @@ async def test_part_of_a_segment_that_lies_in_the_window_is_taken(guest: Stage) 
     tcp.sends_batch(tcp.segment(ACK, bytes(40_000)), tcp.segment(ACK, noise(30_000)))
     await tcp.expects(ACK, ack=start + 65535)
     await host.receives(bytes(40_000) + noise(30_000)[:25_535])
+    await host.receives_nothing()
+
+
+@pytest.mark.parametrize("near", [True, False])
+async def test_host_that_stopped_reading_is_acknowledged_for_and_probed_as_long_as_it_takes(
+    guest: Stage, monkeypatch: pytest.MonkeyPatch, near: bool
+) -> None:
+    """A guest gives up a connection that does not acknowledge, but not one whose window is closed."""
+    if not near:
+        monkeypatch.setattr(timeouts, "NEAR_PEER_RTT_S", 0.0)
+    prepare = sockets.prepare_tcp
+
+    def with_small_buffer(sock: socket.socket) -> None:
+        prepare(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)  # it does not grow, then
+
+    monkeypatch.setattr(sockets, "prepare_tcp", with_small_buffer)
+    server = guest.host_serves(V4)
+    server.receive_buffer(4096)
+    tcp, host = await guest.connected(server=server)
+    data = noise(40_000_000)
+    sent = await tcp.fills_window(data)
+    await guest.passes((timeouts.STALLED_NEAR_S if near else timeouts.STALLED_S) + 0.1)
+    acknowledged = 0
+    while (got := await tcp.arrives_or_none()) is not None:
+        acknowledged = got.ack
+    assert (acknowledged, tcp.host_window, tcp.room) == (tcp.next, 0, 0)
+    for _ in range(20):
+        await guest.passes(60)
+        tcp.sends(ACK, data[sent : sent + 1], seq=tcp.next)
+        probed = await tcp.expects(ACK)
+        assert (probed.window, tcp.room) == (0, 0)
+    await host.receives(data[:sent])
+    opened = None
+    while (got := await tcp.arrives_or_none()) is not None:
+        opened = got
+    assert opened is not None
+    assert tcp.room > 0
     await host.receives_nothing()
