@@ -1,7 +1,7 @@
 """The top nursery: the whole program, from the top.
 
 root nursery
-├─ signals                  SIGTERM, SIGINT, SIGQUIT end everything in order
+├─ signals                  SIGTERM, SIGINT, SIGQUIT, SIGHUP end everything in order
 ├─ port listeners           one task for all forwarded ports
 └─ guests, one after the other
    ├─ door                  turns away a second one meanwhile
@@ -17,14 +17,15 @@ import random
 import resource
 import secrets
 import signal
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import trio
 
-from trio_passt.config import Config, GuestNetwork
+from trio_passt.config import Config, GuestNetwork, PortForward
 from trio_passt.dispatch import Dispatcher
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.session import Session
@@ -35,24 +36,28 @@ from trio_passt.host.readiness import Readiness
 from trio_passt.link.base import Link, LinkClosed
 from trio_passt.link.capture import Capture, CapturingLink, open_capture
 from trio_passt.link.listener import GuestListener, from_fd, listen
+from trio_passt.link.stream import StreamLink
 from trio_passt.services import ndp
 from trio_passt.wire import frames
 
 log = logging.getLogger("trio_passt")
 
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+OnReady = Callable[[Path | None, Sequence[PortForward]], None]
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """Watched before anything is opened, so that there is no moment at which one of them leaves a socket's file behind."""
 
 
-async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> None:
-    """Open everything, call `on_ready` with the socket's path (None with a connected one), serve guests until the end.
+async def run(config: Config, *, on_ready: OnReady) -> None:
+    """Open everything, call `on_ready`, serve guests until the end.
 
-    Returns after SIGTERM, SIGINT or SIGQUIT, and when the only guest has gone (`one_off`, or a connected descriptor).
+    `on_ready` gets the socket's path (None with a connected one) and the forwards that could be bound.  Returns after
+    SIGTERM, SIGINT, SIGQUIT or SIGHUP, and when the only guest has gone (`one_off`, or a connected descriptor).
     Raises StartupError if something can't be opened; everything that was opened is closed again in any case.
     """
     with trio.open_signal_receiver(*END_SIGNALS) as signals, ExitStack() as opened:
         raise_descriptor_limit()
-        listeners = PortListeners.bind(config.forwards)
+        listeners = PortListeners.bind(config.forwards, _families(config.network))
         opened.callback(listeners.close)
         capture = open_capture(config.pcap) if config.pcap else None
         if capture is not None:
@@ -62,7 +67,7 @@ async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> Non
         for attachment in (door, only_guest):
             if attachment is not None:
                 opened.callback(attachment.close)
-        on_ready(door.path if door else None)
+        on_ready(door.path if door else None, listeners.bound)
         async with trio.open_nursery() as root:
             root.start_soon(end_on_signal, signals, root.cancel_scope)
             root.start_soon(listeners.run)
@@ -82,31 +87,46 @@ async def end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScop
 
 async def serve_guests(door: GuestListener, config: Config, listeners: PortListeners, capture: Capture | None) -> None:
     """One guest at a time, one after the other; with `one_off` the first is the last."""
+    next_guest: StreamLink | None = None
     while True:
-        link = await door.accept()
+        link = next_guest or await door.accept()
         log.info("guest connected")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(turn_away, door)
+            waiting: list[StreamLink] = []
+            nursery.start_soon(turn_away, door, link, waiting)
             await serve_guest(link, config, listeners, capture)
             nursery.cancel_scope.cancel()
+        next_guest = waiting[0] if waiting else None
         if config.one_off:
             return
 
 
-async def turn_away(door: GuestListener) -> None:
-    """Accept and close whoever comes while a guest is there."""
-    while True:
-        (await door.accept()).close()
-        log.warning("refused a second guest: one is connected already")
+async def turn_away(door: GuestListener, guest: StreamLink, waiting: list[StreamLink]) -> None:
+    """Accept and close whoever comes while a guest is there.
+
+    Unless that one has hung up, and it is only not known everywhere yet: a guest that starts anew may be quick.  Then
+    who comes is `waiting`, and whoever comes after waits outside.
+    """
+    while not waiting:
+        link = await door.accept()
+        if guest.has_hung_up():
+            waiting.append(link)
+        else:
+            link.close()
+            log.warning("refused a second guest: one is connected already")
 
 
 async def serve_guest(link: Link, config: Config, listeners: PortListeners, capture: Capture | None) -> None:
-    """One guest session, from its connection to its end."""
+    """One guest session, from its connection to its end; without descriptors for it, its end comes at once."""
     if capture is not None:
         link = CapturingLink(link, capture)
     with ExitStack() as opened:
         opened.callback(link.close)
-        readiness = Readiness()
+        try:
+            readiness = Readiness()
+        except OSError as error:
+            log.error("can't serve the guest: %s", error.strerror)
+            return
         opened.callback(readiness.close)
         network = config.network
         session = Session(
@@ -125,11 +145,12 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
             nursery.start_soon(readiness.run)
             nursery.start_soon(advertise_router, link, network)
             listeners.receiver = dispatcher
-            opened.callback(setattr, listeners, "receiver", None)
             try:
                 await own_frames(link, dispatcher)
             except LinkClosed as closed:
                 log.info("guest gone: %s", closed)
+            finally:
+                listeners.receiver = None  # before the nursery closes, which takes no more flows then
             nursery.cancel_scope.cancel()
         for reason, count in session.drops.most_common():
             log.debug("dropped: %s: %d", reason, count)
@@ -149,6 +170,12 @@ async def advertise_router(link: Link, network: GuestNetwork) -> None:
         await trio.sleep(ndp.next_interval_s(sent, random.random()))
         link.send([frames.single(ndp.advertisement(network))])
         sent += 1
+
+
+def _families(network: GuestNetwork) -> list[int]:
+    """The address families that the guest has: ports are not forwarded in another."""
+    families = ((network.ipv4, socket.AF_INET), (network.ipv6, socket.AF_INET6))
+    return [family for part, family in families if part is not None]
 
 
 def raise_descriptor_limit() -> None:

@@ -40,6 +40,10 @@ DHCP_SERVER_PORT = (67).to_bytes(2, "big")
 DHCPV6_SERVER_PORT = (547).to_bytes(2, "big")
 """As they stand in a UDP header, bytes 2 and 3."""
 
+UDP_FLOWS = 16384
+ECHO_FLOWS = 1024
+"""Anybody can open these, and they end only by silence: so they have limits of their own, below that of TCP's."""
+
 OTHER_PORTS = 64
 """How many others are tried when a host-local peer's port is taken at the address that it has for the guest."""
 
@@ -58,10 +62,9 @@ class Dispatcher:
     """The three flow tables of one guest session, and the way to them from both sides."""
 
     def __init__(self, session: Session, nursery: trio.Nursery, flow_limit: int) -> None:
-        limit = FlowLimit(flow_limit)
-        self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, limit)
-        self.udp: FlowTable[UdpFlow] = FlowTable(nursery, limit)
-        self.echo: FlowTable[EchoFlow] = FlowTable(nursery, limit)
+        self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, FlowLimit(flow_limit, "TCP"))
+        self.udp: FlowTable[UdpFlow] = FlowTable(nursery, FlowLimit(min(flow_limit, UDP_FLOWS), "UDP"))
+        self.echo: FlowTable[EchoFlow] = FlowTable(nursery, FlowLimit(min(flow_limit, ECHO_FLOWS), "echo"))
         self._session = session
         self._network = session.network
         self._drops: Counter[str] = session.drops

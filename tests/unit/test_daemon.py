@@ -101,7 +101,7 @@ class Running:
         self.path: Path | None = None
         self.ended = False
 
-    def on_ready(self, path: Path | None) -> None:
+    def on_ready(self, path: Path | None, _forwards: object) -> None:
         self.path = path
 
 
@@ -111,8 +111,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
     running = Running()
 
     async def run(task_status: "TaskStatus[None]") -> None:
-        def on_ready(path: Path | None) -> None:
-            running.on_ready(path)
+        def on_ready(path: Path | None, forwards: object) -> None:
+            running.on_ready(path, forwards)
             task_status.started()
 
         await daemon.run(config, on_ready=on_ready)
@@ -249,6 +249,45 @@ async def test_next_guest_may_come_and_a_second_one_at_the_same_time_may_not(
         assert not daemon_.ended
 
 
+async def test_guest_that_comes_back_at_once_is_not_turned_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A virtual machine that is started anew connects before the daemon has noticed that the old one is gone."""
+    caplog.set_level(logging.INFO)
+    async with running(at_path(tmp_path)) as daemon_:
+        assert daemon_.path is not None
+        guest = StreamGuest.at(daemon_.path)
+        await guest.frame()
+        for _ in range(30):
+            guest.leaves()
+            guest = StreamGuest.at(daemon_.path)
+            await guest.frame()
+        assert "refused" not in caplog.text
+        guest.leaves()
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+async def test_traffic_at_a_forwarded_port_while_guests_come_and_go(tmp_path: Path, protocol: Protocol) -> None:
+    kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    forward = PortForward(protocol, port, 80, IPv4Address("127.0.0.1"))
+    async with running(at_path(tmp_path, forwards=(forward,))) as daemon_:
+        assert daemon_.path is not None
+        for _ in range(60):
+            guest = StreamGuest.at(daemon_.path)
+            await guest.frame()
+            guest.leaves()
+            for _ in range(12):  # some before the daemon notices, some while it clears up, some after
+                with socket.socket(socket.AF_INET, kind) as client:
+                    client.connect(("127.0.0.1", port))
+                    if protocol is Protocol.UDP:
+                        client.send(b"hello")
+                await trio.lowlevel.checkpoint()
+        assert not daemon_.ended
+
+
 async def test_guest_that_breaks_the_protocol_is_closed_and_the_daemon_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -305,7 +344,7 @@ async def test_what_was_opened_is_closed_when_something_else_cannot_be(tmp_path:
     assert not (tmp_path / "guest.socket").exists()
 
 
-def _must_not_be_called(_path: Path | None) -> None:
+def _must_not_be_called(_path: Path | None, _forwards: object) -> None:
     pytest.fail("ready although something could not be opened")
 
 

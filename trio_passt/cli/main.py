@@ -15,6 +15,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
+from attrs import evolve
+
 from trio_passt import __version__
 from trio_passt.cli import background
 from trio_passt.cli.configure import Configured, Host, configure
@@ -23,7 +25,7 @@ from trio_passt.cli.messages import PROGRAM, help_text, startup_message, version
 from trio_passt.cli.options import OPTIONS, Options, Show, parse_options
 from trio_passt.cli.pid_file import PidFile
 from trio_passt.cli.values import UsageError
-from trio_passt.config import Config, LogLevel
+from trio_passt.config import Config, LogLevel, PortForward
 from trio_passt.errors import StartupError
 from trio_passt.host.apart import in_child
 from trio_passt.host.network import Address, DefaultRoute, Link
@@ -37,7 +39,9 @@ _log = logging.getLogger(__name__)
 class Run(Protocol):
     """`trio_passt.daemon.run`: returns at the daemon's orderly end, calls `on_ready` once everything is bound."""
 
-    async def __call__(self, config: Config, *, on_ready: Callable[[Path | None], None]) -> None: ...
+    async def __call__(
+        self, config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None]
+    ) -> None: ...
 
 
 def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
@@ -97,11 +101,12 @@ def _run_daemon(config: Config, child: background.Child | None, run: Run | None)
     run = run or _real_daemon()
     with ExitStack() as at_the_end:
 
-        def on_ready(socket_path: Path | None) -> None:
+        def on_ready(socket_path: Path | None, forwards: Sequence[PortForward]) -> None:
             if config.pid_file is not None:
                 at_the_end.callback(PidFile(config.pid_file).remove)
             if config.log_level is not LogLevel.QUIET:
-                write_to_stderr(startup_message(config, socket_path, os.uname().machine))
+                bound = evolve(config, forwards=tuple(forwards))
+                write_to_stderr(startup_message(bound, socket_path, os.uname().machine))
             if child is not None:
                 log_to_syslog()
                 child.detach(keep_fd=config.attachment.fd)

@@ -19,8 +19,8 @@ class PidFile:
     def __init__(self, path: Path) -> None:
         """Create the file, or take over one whose writer is gone.
 
-        Raises `StartupError` if it can't be written, is a symbolic link or no regular file, or belongs to a
-        running process.
+        Raises `StartupError` if it can't be written, is a symbolic link or no regular file, holds something else
+        than a number, or belongs to a running process.
         """
         self._path = path
         try:
@@ -52,6 +52,8 @@ def _open_and_lock(path: Path) -> int:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise StartupError(f"can't write PID file '{path}': not a regular file")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.pread(fd, 20, 0).strip().isdigit() and os.fstat(fd).st_size:
+                raise StartupError(f"can't write PID file '{path}': there is a file that holds something else")
             if _is_open_as(path, fd):
                 return fd
         except BlockingIOError as error:

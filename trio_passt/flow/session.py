@@ -4,13 +4,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from trio_passt.config import GuestNetwork
+from trio_passt.flow.budget import Budget
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.translate import AddressMap
 from trio_passt.host.readiness import Readiness
 from trio_passt.wire.frames import Capabilities, FrameRun
+
+WAITING_DATAGRAM_BYTES = 16 * 1024 * 1024
+"""Datagrams that wait for a full link, of all flows together: anybody can send them to a guest that does not read."""
 
 
 class FrameSink(Protocol):
@@ -32,7 +36,8 @@ class Session:
     """One guest connection, as its flows see it.
 
     `scratch` is the buffer that all of them peek and receive into, each within one step that does not await.  `drops`
-    counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).
+    counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).  `datagrams` bounds what
+    may wait for a full link.
     """
 
     link: FrameSink
@@ -43,3 +48,4 @@ class Session:
     drops: Counter[str]
     scratch: memoryview
     secret: bytes
+    datagrams: Budget = field(factory=lambda: Budget(WAITING_DATAGRAM_BYTES))

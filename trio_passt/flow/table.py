@@ -36,11 +36,12 @@ F = TypeVar("F", bound=Flow)
 
 
 class FlowLimit:
-    """How many flows there may be, of all protocols together."""
+    """How many flows of one `kind` there may be."""
 
-    __slots__ = ("_logged_at", "count", "most")
+    __slots__ = ("_kind", "_logged_at", "count", "most")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, kind: str = "") -> None:
+        self._kind = f"{kind} " if kind else ""
         self.most = most
         self.count = 0
         self._logged_at = float("-inf")
@@ -52,7 +53,7 @@ class FlowLimit:
         now = trio.current_time()
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
-            log.warning("limit of %d flows reached, refusing new ones", self.most)
+            log.warning("limit of %d %sflows reached, refusing new ones", self.most, self._kind)
         return True
 
 

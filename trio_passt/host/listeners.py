@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol as TypingProtocol
@@ -47,6 +47,7 @@ _PKTINFO6 = struct.Struct("=16si")
 _IP_PKTINFO = 8  # linux/in.h; not in Python 3.11's socket module
 
 
+_MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 _WILDCARD = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
@@ -84,16 +85,23 @@ class PortListeners:
         self._readiness = readiness
         self._sockets = sockets_to_close
         self._warned_at = float("-inf")
+        self.bound: list[PortForward] = []
+        """The forwards that have at least one socket."""
 
     @classmethod
-    def bind(cls, forwards: Iterable[PortForward]) -> "PortListeners":
-        """Bind all of them.  StartupError names the first that must be bound and can't be, and why."""
+    def bind(
+        cls, forwards: Iterable[PortForward], families: Collection[int] = (socket.AF_INET, socket.AF_INET6)
+    ) -> "PortListeners":
+        """Bind all of them, in those of the `families` that the guest has.
+
+        StartupError names the first forward that must be bound and can't be, and why.
+        """
         with ExitStack() as opened:
             readiness = Readiness()
             opened.callback(readiness.close)
             listeners = cls(readiness, opened)
             for forward in forwards:
-                listeners._bind(forward)
+                listeners._bind(forward, [family for family in _families(forward) if family in families])
             listeners._sockets = opened.pop_all()
             return listeners
 
@@ -105,23 +113,26 @@ class PortListeners:
         """Close all sockets."""
         self._sockets.close()
 
-    def _bind(self, forward: PortForward) -> None:
+    def _bind(self, forward: PortForward, families: Sequence[socket.AddressFamily]) -> None:
         """Both families where no address is given; one is enough, since a host may lack the other."""
-        failures: list[OSError] = []
-        families = _families(forward)
+        failures: dict[socket.AddressFamily, OSError] = {}
         for family in families:
             try:
                 self._open(forward, family)
             except OSError as error:
-                failures.append(error)
-        missing_family = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
-        serious = [error for error in failures if error.errno not in missing_family or len(failures) == len(families)]
-        if not serious:
-            return
-        text = f"can't forward {forward.protocol.name} port {forward.port}: {_explain(serious[0], forward.port)}"
-        if forward.must_bind:
-            raise StartupError(text)
-        log.warning("%s", text)
+                failures[family] = error
+        if len(failures) < len(families):
+            self.bound.append(forward)
+        for family, failure in failures.items():
+            if failure.errno in _MISSING_FAMILY and len(failures) < len(families):
+                continue
+            where = forward.address or _WILDCARD[family]
+            text = f"can't forward {forward.protocol.name} port {forward.port} of {where}: "
+            if forward.must_bind:
+                raise StartupError(text + _explain(failure, forward.port))
+            log.warning("%s, going on without it", text + _explain(failure, forward.port))
+        if not families:
+            raise StartupError(f"can't forward port {forward.port} of {forward.address}: that address family is off")
 
     def _open(self, forward: PortForward, family: socket.AddressFamily) -> None:
         is_tcp = forward.protocol is Protocol.TCP

@@ -6,10 +6,13 @@ of a guest sit in one epoll set, edge-triggered and registered once; Trio watche
 all sockets, and each one's callback is called: the mirror image of a batch of frames from the guest.
 """
 
+import logging
 import select
 from collections.abc import Callable
 
 import trio
+
+log = logging.getLogger("trio_passt.host")
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -47,7 +50,7 @@ class Readiness:
         self._pause_s = max(self._pause_s, seconds)
 
     async def run(self) -> None:
-        """Deliver events until cancelled.  Callbacks must not raise."""
+        """Deliver events until cancelled.  A callback that raises is a bug: it is logged, and its socket forgotten."""
         while True:
             if self._pause_s:
                 pause_s, self._pause_s = self._pause_s, 0.0
@@ -55,8 +58,13 @@ class Readiness:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for fd, mask in self._epoll.poll(0, EVENTS_PER_CALL):
                 callback = self._callbacks.get(fd)
-                if callback is not None:  # an earlier callback of this round may have closed it
+                if callback is None:  # an earlier callback of this round has closed it
+                    continue
+                try:
                     callback(mask)
+                except Exception:
+                    log.exception("internal error at descriptor %d, which is left alone now; please report this", fd)
+                    self.forget(fd)
 
     def close(self) -> None:
         """Close the epoll descriptor."""

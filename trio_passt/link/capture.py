@@ -4,6 +4,7 @@ A capture is a help for whoever looks for a fault, so it must not become one: a 
 capture, with one line in the log, and the guest's network goes on.
 """
 
+import errno
 import logging
 import os
 import time
@@ -49,7 +50,10 @@ class Capture:
         view = memoryview(data)
         try:
             while view:
-                view = view[self._file.write(view) :]
+                count = self._file.write(view)
+                if count is None:
+                    raise BlockingIOError(errno.EAGAIN, "its reader is too slow")
+                view = view[count:]
         except OSError as error:
             _log.warning("the capture to %s ends here: %s", self._name, error.strerror)
             with suppress(OSError):
@@ -67,9 +71,12 @@ class Capture:
 
 
 def open_capture(path: Path, now_ns: Callable[[], int] = time.time_ns) -> Capture:
-    """Create the file, readable by its owner only, or empty it; `StartupError` if that can't be done."""
+    """Create the file, readable by its owner only, or empty it; `StartupError` if that can't be done.
+
+    A named pipe needs a reader already, and one that keeps up: nothing here waits for it.
+    """
     try:
-        file = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE), "w")
+        file = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, MODE), "w")
     except OSError as error:
         raise StartupError(f"can't capture to {path}: {error.strerror}") from error
     return Capture(file, str(path), now_ns)

@@ -20,6 +20,7 @@ import logging
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,12 @@ MODE = 0o600
 
 BACKLOG = 8
 
+LOCK_TRIES = 20
+LOCK_RETRY_S = 0.01
+
+WARN_EVERY_S = 10.0
+"""How often a line is written that comes with each try."""
+
 RETRY_ACCEPT_S = 0.1
 """Out of descriptors or memory: by then others may be free.  `trio.serve_listeners` waits as long."""
 
@@ -52,6 +59,7 @@ class GuestListener:
     def __init__(self, sock: socket.socket, path: Path) -> None:
         self._socket = sock
         self._identity = _identity(path)
+        self._warned_at = float("-inf")
         self.path = path
 
     async def accept(self) -> StreamLink:
@@ -64,7 +72,9 @@ class GuestListener:
                 continue
             except OSError as error:
                 if error.errno in _ACCEPT_LATER:
-                    _log.warning("can't accept a guest now: %s", error.strerror)
+                    if trio.current_time() - self._warned_at >= WARN_EVERY_S:
+                        self._warned_at = trio.current_time()
+                        _log.warning("can't accept a guest now: %s", error.strerror)
                     await trio.sleep(RETRY_ACCEPT_S)
                 continue
             return StreamLink(connection)
@@ -124,12 +134,19 @@ def _bind(sock: socket.socket, path: Path) -> None:
 
 @contextmanager
 def _turn_in(directory: Path) -> Iterator[None]:
-    """Be the only daemon that makes or replaces sockets in `directory`."""
+    """Be the only daemon that makes or replaces sockets in `directory`.
+
+    Others hold the lock for microseconds.  Anybody may lock /tmp for longer; who does is not waited for.
+    """
     with ExitStack() as stack:
         with suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for _ in range(LOCK_TRIES):
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(LOCK_RETRY_S)
         yield
 
 

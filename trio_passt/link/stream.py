@@ -18,6 +18,7 @@ frame.
 
 import errno
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -62,6 +63,14 @@ class StreamLink:
         self._full = False
         self._callbacks: deque[Callable[[], None]] = deque()
         self._wanted = trio.Event()
+
+    def has_hung_up(self) -> bool:
+        """Whether the guest has closed its end, though some of what it sent may not have been read yet."""
+        if self._closed is not None:
+            return True
+        hang_up = select.poll()
+        hang_up.register(self._socket, select.POLLRDHUP)
+        return bool(hang_up.poll(0))
 
     async def receive_batch(self) -> FrameBatch:
         """All complete frames that are there, at least one; `LinkClosed` when there will be no more."""

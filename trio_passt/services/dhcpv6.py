@@ -167,7 +167,7 @@ def _associations(asked: Dhcpv6Message, guest: GuestIPv6) -> Iterable[Dhcpv6Opti
 def _bound(asked: Dhcpv6Message, ia: IdentityAssociation, guest: GuestIPv6) -> Dhcpv6Option:
     """The IA_NA with the guest's address; others that the client has shall not be used any more."""
     others = [address for address in dict.fromkeys(_addresses(ia)) if address != guest.address]
-    if asked.type == Dhcpv6Type.REQUEST and not all(_is_on_link(address, guest) for address in others):
+    if asked.type == Dhcpv6Type.REQUEST and not _are_on_link(others, guest):
         return _empty(Dhcpv6OptionCode.IA_NA, ia, Dhcpv6Status.NOT_ON_LINK, "not an address of this link")
     options = [dhcpv6.emit_address(IaAddress(guest.address, LEASE_S, LEASE_S))]
     if asked.type in (Dhcpv6Type.RENEW, Dhcpv6Type.REBIND):
@@ -183,14 +183,15 @@ def _empty(code: int, ia: IdentityAssociation, status: Dhcpv6Status, text: str) 
 
 
 def _confirmation(claimed: Iterable[IPv6Address], guest: GuestIPv6) -> Dhcpv6Option:
-    if all(_is_on_link(address, guest) for address in claimed):
+    if _are_on_link(claimed, guest):
         return dhcpv6.status_option(Dhcpv6Status.SUCCESS, "all addresses are of this link")
     return dhcpv6.status_option(Dhcpv6Status.NOT_ON_LINK, "not all addresses are of this link")
 
 
-def _is_on_link(address: IPv6Address, guest: GuestIPv6) -> bool:
-    """Whether `address` has the prefix of the host's interface or the /64 that is announced."""
-    return address in IPv6Interface((guest.address, min(64, guest.prefix_length))).network
+def _are_on_link(addresses: Iterable[IPv6Address], guest: GuestIPv6) -> bool:
+    """Whether all of them have the prefix of the host's interface or the /64 that is announced."""
+    network = IPv6Interface((guest.address, min(64, guest.prefix_length))).network
+    return all(address in network for address in addresses)
 
 
 def _parameters(asked: Dhcpv6Message, network: GuestNetwork) -> Iterable[Dhcpv6Option]:

@@ -51,6 +51,7 @@ from collections import deque
 from collections.abc import Callable
 
 import trio
+from attrs import evolve
 
 from trio_passt.flow.doorbell import Doorbell
 from trio_passt.flow.key import FlowKey
@@ -112,7 +113,7 @@ class TcpFlow:
     def outbound(cls, session: Session, key: FlowKey, syn: TcpSegment, destination: Endpoint) -> "TcpFlow":
         """A connection that the guest opens with `syn`, to be connected to `destination` by the host."""
         flow = cls(session, key)
-        flow._syn = syn
+        flow._syn = evolve(syn, payload=b"")  # a view, even an empty one, would hold the memory of a whole batch
         flow._destination = destination
         flow._reset_numbers = (0, seq.add(syn.seq, syn.sequence_length))
         return flow
@@ -217,7 +218,7 @@ class TcpFlow:
                 if segment.seq == self._reset_numbers[1]:
                     raise GuestReset
             elif segment.flags & tcp.SYN and not segment.flags & tcp.ACK:
-                self._syn = segment
+                self._syn = evolve(segment, payload=b"")
                 self._reset_numbers = (0, seq.add(segment.seq, 1))
 
     async def _shake_hands(self, flags: int, guest_syn: TcpSegment | None) -> TcpSegment:

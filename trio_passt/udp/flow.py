@@ -77,6 +77,8 @@ class UdpFlow:
             self._drop(f"udp: {error.strerror}")
             log.debug("%s: %s", self.key, error)
         finally:
+            self._session.datagrams.give_back(sum(map(len, self._to_guest)))
+            self._to_guest.clear()
             self._close()
 
     def deliver(self, payload: Buffer) -> None:
@@ -137,7 +139,7 @@ class UdpFlow:
             runs.append(frames.single(ip.frame_packet(session.network.host_mac, session.guest.mac, packet)))
         taken = session.link.send(runs)
         for _ in range(taken):
-            self._to_guest.popleft()
+            session.datagrams.give_back(len(self._to_guest.popleft()))
         if self._to_guest:
             self._waits_for_link = True
             session.link.when_ready(self._link_has_room)
@@ -149,7 +151,7 @@ class UdpFlow:
     def _take_from_host(self, payload: bytes) -> None:
         if len(payload) > self._payload_limit:
             self._drop("udp: larger than the guest's MTU")
-        elif len(self._to_guest) >= TO_GUEST_DATAGRAMS:
+        elif len(self._to_guest) >= TO_GUEST_DATAGRAMS or not self._session.datagrams.take(len(payload)):
             self._drop("udp: link to the guest full")
         else:
             self._to_guest.append(payload)

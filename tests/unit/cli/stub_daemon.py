@@ -3,19 +3,19 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
 
 from trio_passt.cli.main import main
-from trio_passt.config import Config
+from trio_passt.config import Config, PortForward
 from trio_passt.errors import StartupError
 
 BEHAVIOUR = sys.argv[1]
 
 
-async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> None:
+async def run(config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None]) -> None:
     if BEHAVIOUR == "hangs":
         os.write(2, b"hanging\n")
         await trio.sleep_forever()
@@ -35,7 +35,7 @@ async def run(config: Config, *, on_ready: Callable[[Path | None], None]) -> Non
                 return
         # In a nursery, as the real one: what on_ready raises comes back in a group.
         async with trio.open_nursery():
-            on_ready(config.attachment.socket_path or Path("/tmp/passt_1.socket"))
+            on_ready(config.attachment.socket_path or Path("/tmp/passt_1.socket"), config.forwards)
         match BEHAVIOUR:
             case "ends":
                 return

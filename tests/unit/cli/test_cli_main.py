@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,12 @@ from trio_passt.cli import main as main_module
 from trio_passt.cli.configure import Host
 from trio_passt.cli.log import LOGGER
 from trio_passt.cli.main import main
-from trio_passt.config import Config
+from trio_passt.config import Config, PortForward
 from trio_passt.errors import StartupError
 from trio_passt.host.network import LOCAL_IPV4
 from trio_passt.host.resolv import ResolvConf
 
-Ready = Callable[[Path | None], None]
+Ready = Callable[[Path | None, Sequence[PortForward]], None]
 ONE_FAMILY = "no IPv4 default route: local mode, in which the guest reaches this host only"
 
 
@@ -35,7 +35,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def ready_at_once(config: Config, *, on_ready: Ready) -> None:
-    on_ready(config.attachment.socket_path)
+    on_ready(config.attachment.socket_path, config.forwards)
 
 
 def test_the_configuration_arrives(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_the_configuration_arrives(tmp_path: Path) -> None:
 
     async def run(config: Config, *, on_ready: Ready) -> None:
         seen.append(config)
-        on_ready(None)
+        on_ready(None, ())
         assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
 
     assert main(["-f", "-q", "-4", "-F", "7", "-P", str(tmp_path / "pid")], run=run) == 0

@@ -93,3 +93,10 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pid")
     with pytest.raises(StartupError, match="not a regular file"):
         PidFile(tmp_path / "pid")
+
+
+def test_a_file_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("my notes\n")
+    with pytest.raises(StartupError, match="holds something else"):
+        PidFile(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "my notes\n"

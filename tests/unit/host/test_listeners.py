@@ -235,7 +235,9 @@ def test_port_that_is_taken(family: Family, protocol: Protocol) -> None:
         other.bind(("", port))
         if protocol is Protocol.TCP:
             other.listen()
-        with pytest.raises(StartupError, match=f"can't forward {protocol.name} port {port}: Address already in use"):
+        with pytest.raises(
+            StartupError, match=rf"can't forward {protocol.name} port {port} of [0.:]+: Address already in use"
+        ):
             PortListeners.bind([PortForward(protocol, free_port(), 1), PortForward(protocol, port, 80)])
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -244,9 +246,11 @@ def test_port_that_is_taken_and_need_not_be_bound(caplog: pytest.LogCaptureFixtu
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         forward = PortForward(Protocol.TCP, port, 80, IPv4Address("127.0.0.1"), must_bind=False)
-        PortListeners.bind([forward]).close()
+        listeners = PortListeners.bind([forward])
+        assert listeners.bound == []
+        listeners.close()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"can't forward TCP port {port}: Address already in use" in caplog.text
+    assert f"can't forward TCP port {port} of 127.0.0.1: Address already in use, going on without it" in caplog.text
 
 
 def test_address_that_is_not_ours() -> None:
@@ -262,7 +266,7 @@ def test_port_without_permission(monkeypatch: pytest.MonkeyPatch, port: int, hin
     monkeypatch.setattr(socket.socket, "bind", denied)
     with pytest.raises(StartupError) as caught:
         PortListeners.bind([PortForward(Protocol.TCP, port, 22)])
-    assert str(caught.value).startswith(f"can't forward TCP port {port}: Permission denied")
+    assert str(caught.value).startswith(f"can't forward TCP port {port} of 0.0.0.0: Permission denied")
     assert ("ip_unprivileged_port_start" in str(caught.value)) is hint
     assert "\n" not in str(caught.value)
 
@@ -283,6 +287,24 @@ def test_host_that_lacks_a_family(monkeypatch: pytest.MonkeyPatch, lacking: tupl
             PortListeners.bind(forwards)
     else:
         PortListeners.bind(forwards).close()
+
+
+def test_family_that_the_guest_lacks_is_not_bound(family: Family) -> None:
+    """Who connects there would be accepted, reset, and never try the other family (`localhost`)."""
+    port = free_port()
+    other = V6 if family is V4 else V4
+    listeners = PortListeners.bind([PortForward(Protocol.TCP, port, 80)], [family.socket_family])
+    try:
+        socket.create_connection((family.local, port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((other.local, port))
+    finally:
+        listeners.close()
+
+
+def test_address_of_a_family_that_the_guest_lacks() -> None:
+    with pytest.raises(StartupError, match=r"port \d+ of ::1: that address family is off"):
+        PortListeners.bind([PortForward(Protocol.TCP, free_port(), 80, IPv6Address("::1"))], [V4.socket_family])
 
 
 def test_packet_info_without_an_address_is_none() -> None:

@@ -150,3 +150,28 @@ async def test_many_sockets_take_turns(readiness: Readiness) -> None:
     for ours, peer in pairs:
         ours.close()
         peer.close()
+
+
+async def test_callback_that_raises_ends_its_own_socket_only(
+    readiness: Readiness, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    log = Log()
+
+    def fails(_mask: int) -> None:
+        raise ValueError("a bug")
+
+    for (ours, peer), callback in zip(pairs, (fails, log), strict=True):
+        readiness.watch(ours.fileno(), callback, events=READABLE)
+        peer.send(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(readiness.run)
+        await wait_all_tasks_blocked(0.001)
+        pairs[0][1].send(b"y")
+        await wait_all_tasks_blocked(0.001)
+        nursery.cancel_scope.cancel()
+    assert len(log.masks) == 1
+    assert len([record for record in caplog.records if "internal error" in record.message]) == 1
+    for ours, peer in pairs:
+        ours.close()
+        peer.close()

@@ -252,3 +252,18 @@ async def test_guest_that_is_not_known_yet_is_asked_for() -> None:
         await guest.settles()
         frames = guest.link.take_sent()
         assert {frame[12:14] for frame in frames[:2]} == {b"\x08\x06", b"\x86\xdd"}
+
+
+async def test_clients_of_a_guest_that_does_not_read_share_one_budget() -> None:
+    async with on_stage(capacity_frames=0) as guest:
+        port = guest.forwards(Protocol.UDP, TARGET)
+        budget = guest.session.datagrams
+        budget.left_bytes = 10_000
+        for _ in range(8):
+            guest.host_udp(V4).sendto(bytes(2000), (V4.local, port))
+        await guest.expects_drop("udp: link to the guest full", 3)
+        assert budget.left_bytes == 0
+        guest.link.set_capacity(frames=None)
+        for _ in range(5):
+            await arrives(guest, V4, bytes(2000))
+        assert budget.left_bytes == 10_000
