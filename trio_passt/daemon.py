@@ -33,6 +33,7 @@ from trio_passt.flow.translate import AddressMap
 from trio_passt.host.listeners import PortListeners
 from trio_passt.host.queue import SCRATCH_BYTES
 from trio_passt.host.readiness import Readiness
+from trio_passt.icmp.flow import check_permission as check_ping_permission
 from trio_passt.link.base import Link, LinkClosed
 from trio_passt.link.capture import Capture, CapturingLink, open_capture
 from trio_passt.link.listener import GuestListener, from_fd, listen
@@ -67,6 +68,7 @@ async def run(config: Config, *, on_ready: OnReady) -> None:
         for attachment in (door, only_guest):
             if attachment is not None:
                 opened.callback(attachment.close)
+        check_ping_permission()
         on_ready(door.path if door else None, listeners.bound)
         async with trio.open_nursery() as root:
             root.start_soon(end_on_signal, signals, root.cancel_scope)

@@ -78,7 +78,8 @@ def _network(network: GuestNetwork) -> list[str]:
             f"IPv4     {ipv4.address}/{ipv4.prefix_length} (mask {mask}), gateway {ipv4.gateway}{_from(ipv4.interface)}"
         )
     if (ipv6 := network.ipv6) is not None:
-        lines.append(f"IPv6     {ipv6.address}/{ipv6.prefix_length}, gateway {ipv6.gateway}{_from(ipv6.interface)}")
+        address = "its own link-local address" if ipv6.address.is_link_local else f"{ipv6.address}/{ipv6.prefix_length}"
+        lines.append(f"IPv6     {address}, gateway {ipv6.gateway}{_from(ipv6.interface)}")
     resolvers = network.resolvers
     lines.append("DNS      " + (", ".join(map(str, [*resolvers.ipv4, *resolvers.ipv6])) or "none"))
     if resolvers.search:
@@ -88,7 +89,7 @@ def _network(network: GuestNetwork) -> list[str]:
 
 
 def _from(interface: str | None) -> str:
-    return f" (as {interface})" if interface else " (local mode)"
+    return f" (from {interface})" if interface else " (local mode)"
 
 
 def _forwards(forwards: Sequence[PortForward]) -> list[str]:

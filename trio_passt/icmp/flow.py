@@ -136,6 +136,16 @@ class EchoFlow:
             session.drops["echo: link to the guest full"] += 1
 
 
+def check_permission() -> None:
+    """Say at start what would be found out at the first ping."""
+    try:
+        sockets.open_ping(4, 0).close()
+    except PermissionError:
+        warn_no_permission()
+    except OSError:  # no IPv4, no descriptors: nothing about permission
+        pass
+
+
 @functools.cache
 def warn_no_permission() -> None:
     """One line, once in the life of the process."""

@@ -34,8 +34,8 @@ def test_the_whole_message() -> None:
     config = Config(network, forwards=tcp + follow(tcp))
     assert startup_message(config, Path("/tmp/a b,c"), "x86_64") == (
         "trio-passt: the guest gets\n"
-        "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (as eth0)\n"
-        "    IPv6     2001:db8::2/64, gateway fe80::1 (as wlan0)\n"
+        "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (from eth0)\n"
+        "    IPv6     2001:db8::2/64, gateway fe80::1 (from wlan0)\n"
         "    DNS      192.0.2.1, 2001:db8::53\n"
         "    Search   example.org example.net\n"
         "    MTU      65520\n"
@@ -105,3 +105,10 @@ def test_the_reference_describes_every_option() -> None:
     for option in OPTIONS:
         assert all(f"--{name}" in text for name in option.names)
         assert option.short is None or f"`-{option.short}`" in text
+
+
+def test_local_mode_promises_no_ipv6_address() -> None:
+    """A guest makes its own link-local one; there is none to be given."""
+    network = GuestNetwork(ipv6=GuestIPv6(IPv6Address("fe80::2"), 64, IPv6Address("fe80::1")))
+    message = startup_message(Config(network), None, "x86_64")
+    assert "    IPv6     its own link-local address, gateway fe80::1 (local mode)\n" in message

@@ -12,7 +12,7 @@ from echo_script import reply, request
 from harness.stage import V4, V6, Family, Stage, network, on_stage
 
 from trio_passt.host import sockets
-from trio_passt.icmp.flow import INBOX_REQUESTS, REPLIES_PER_TURN, warn_no_permission
+from trio_passt.icmp.flow import INBOX_REQUESTS, REPLIES_PER_TURN, check_permission, warn_no_permission
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
@@ -235,3 +235,22 @@ async def test_limit_of_flows(monkeypatch: pytest.MonkeyPatch) -> None:
         guest.sends_packets(request(V4, 1, 1), request(V4, 2, 1))
         assert await reply(guest, V4) == (1, 1, b"")
         await guest.expects_drop("echo: limit of flows")
+
+
+@pytest.mark.parametrize(("error", "lines"), [(errno.EACCES, 1), (errno.EMFILE, 0), (None, 0)])
+def test_permission_is_checked_at_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int | None, lines: int
+) -> None:
+    near, far = socket.socketpair()
+    far.close()
+
+    def open_ping(_address_bytes: int, _identifier: int) -> socket.socket:
+        if error is not None:
+            raise OSError(error, os.strerror(error))
+        return near
+
+    monkeypatch.setattr(sockets, "open_ping", open_ping)
+    warn_no_permission.cache_clear()
+    check_permission()
+    near.close()
+    assert len([record for record in caplog.records if "net.ipv4.ping_group_range" in record.message]) == lines
