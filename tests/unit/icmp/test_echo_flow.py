@@ -238,7 +238,7 @@ async def test_limit_of_flows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("error", "lines"), [(errno.EACCES, 1), (errno.EMFILE, 0), (None, 0)])
-def test_permission_is_checked_at_start(
+async def test_permission_is_checked_at_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int | None, lines: int
 ) -> None:
     near, far = socket.socketpair()

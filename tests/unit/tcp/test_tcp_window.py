@@ -14,6 +14,18 @@ from trio_passt.wire.tcp import ACK, FIN
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
 
+@pytest.fixture
+def fixed_send_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The send buffers of the daemon's sockets do not grow, so that it is soon known how much they take."""
+    prepare = sockets.prepare_tcp
+
+    def and_fix_the_buffer(sock: socket.socket) -> None:
+        prepare(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+
+    monkeypatch.setattr(sockets, "prepare_tcp", and_fix_the_buffer)
+
+
 @pytest.mark.usefixtures("peek_offset")
 async def test_window_of_the_guest_is_filled_and_never_overrun(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family, mss=1460, scale=0, window=5000)
@@ -110,6 +122,7 @@ async def test_window_update_alone_lets_data_go_on(guest: Stage) -> None:
     await tcp.expects_nothing()
 
 
+@pytest.mark.usefixtures("fixed_send_buffer")
 @pytest.mark.parametrize("scale", [7, None])
 async def test_host_that_does_not_read_closes_the_window_and_nothing_is_lost(
     guest: Stage, family: Family, scale: int | None
@@ -117,7 +130,7 @@ async def test_host_that_does_not_read_closes_the_window_and_nothing_is_lost(
     server = guest.host_serves(family)
     server.receive_buffer(4096)
     tcp, host = await guest.connected(family, scale=scale, server=server)
-    data = noise(40_000_000)
+    data = noise(4_000_000)
     sent = await tcp.fills_window(data)
     assert tcp.room == 0
     assert sent < len(data)
@@ -134,11 +147,12 @@ async def test_host_that_does_not_read_closes_the_window_and_nothing_is_lost(
     assert reopened.window << tcp.host_scale >= min(65535, bridge.WINDOW_FLOOR_BYTES // 2)
 
 
+@pytest.mark.usefixtures("fixed_send_buffer")
 async def test_probe_of_a_closed_window_is_answered_and_its_byte_not_taken(guest: Stage) -> None:
     server = guest.host_serves(V4)
     server.receive_buffer(4096)
     tcp, host = await guest.connected(server=server)
-    data = noise(40_000_000)
+    data = noise(4_000_000)
     sent = await tcp.fills_window(data)
     tcp.sends(ACK, data[sent : sent + 1], seq=tcp.next)
     got = await tcp.arrives()
@@ -149,11 +163,12 @@ async def test_probe_of_a_closed_window_is_answered_and_its_byte_not_taken(guest
     await host.receives_nothing()
 
 
+@pytest.mark.usefixtures("fixed_send_buffer")
 async def test_end_waits_behind_data_that_the_host_has_no_room_for(guest: Stage) -> None:
     server = guest.host_serves(V4)
     server.receive_buffer(4096)
     tcp, host = await guest.connected(server=server)
-    data = noise(40_000_000)
+    data = noise(4_000_000)
     sent = await tcp.fills_window(data, but=1)
     tcp.sends(FIN | ACK)
     while (got := await tcp.arrives_or_none()) is not None:
@@ -186,6 +201,7 @@ async def test_part_of_a_segment_that_lies_in_the_window_is_taken(guest: Stage) 
     await host.receives_nothing()
 
 
+@pytest.mark.usefixtures("fixed_send_buffer")
 @pytest.mark.parametrize("near", [True, False])
 async def test_host_that_stopped_reading_is_acknowledged_for_and_probed_as_long_as_it_takes(
     guest: Stage, monkeypatch: pytest.MonkeyPatch, near: bool
@@ -193,17 +209,10 @@ async def test_host_that_stopped_reading_is_acknowledged_for_and_probed_as_long_
     """A guest gives up a connection that does not acknowledge, but not one whose window is closed."""
     if not near:
         monkeypatch.setattr(timeouts, "NEAR_PEER_RTT_S", 0.0)
-    prepare = sockets.prepare_tcp
-
-    def with_small_buffer(sock: socket.socket) -> None:
-        prepare(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)  # it does not grow, then
-
-    monkeypatch.setattr(sockets, "prepare_tcp", with_small_buffer)
     server = guest.host_serves(V4)
     server.receive_buffer(4096)
     tcp, host = await guest.connected(server=server)
-    data = noise(40_000_000)
+    data = noise(4_000_000)
     sent = await tcp.fills_window(data)
     patience_s = timeouts.STALLED_NEAR_S if near else timeouts.STALLED_S
     for _ in range(3):  # the kernel acknowledges some of it when it likes, and then patience begins anew
