@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from trio_passt.flow.key import FlowKey
 from trio_passt.tcp import flow
 
-TRANSFERS = 20
+TRANSFERS = 12
 MOST_BYTES = 30_000
 
 
