@@ -89,18 +89,20 @@ async def end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScop
 
 async def serve_guests(door: GuestListener, config: Config, listeners: PortListeners, capture: Capture | None) -> None:
     """One guest at a time, one after the other; with `one_off` the first is the last."""
-    next_guest: StreamLink | None = None
-    while True:
-        link = next_guest or await door.accept()
-        log.info("guest connected")
-        async with trio.open_nursery() as nursery:
-            waiting: list[StreamLink] = []
-            nursery.start_soon(turn_away, door, link, waiting)
-            await serve_guest(link, config, listeners, capture)
-            nursery.cancel_scope.cancel()
-        next_guest = waiting[0] if waiting else None
-        if config.one_off:
-            return
+    waiting: list[StreamLink] = []
+    try:
+        while True:
+            link = waiting.pop() if waiting else await door.accept()
+            log.info("guest connected")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(turn_away, door, link, waiting)
+                await serve_guest(link, config, listeners, capture)
+                nursery.cancel_scope.cancel()
+            if config.one_off:
+                return
+    finally:
+        for link in waiting:
+            link.close()
 
 
 async def turn_away(door: GuestListener, guest: StreamLink, waiting: list[StreamLink]) -> None:

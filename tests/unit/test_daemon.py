@@ -1,5 +1,6 @@
 """The daemon as a whole: a guest at one end of a real socket, forwarded ports and host servers at the other."""
 
+import errno
 import logging
 import os
 import resource
@@ -84,7 +85,9 @@ class StreamGuest:
 
         def look() -> bool | None:
             try:
-                return self._socket.recv(1) == b""
+                return self._socket.recv(1) == b"" or None
+            except ConnectionResetError:
+                return True
             except BlockingIOError:
                 return None
 
@@ -286,6 +289,50 @@ async def test_traffic_at_a_forwarded_port_while_guests_come_and_go(tmp_path: Pa
                         client.send(b"hello")
                 await trio.lowlevel.checkpoint()
         assert not daemon_.ended
+
+
+async def test_guest_that_comes_back_at_once_is_served(tmp_path: Path) -> None:
+    async with running(at_path(tmp_path)) as daemon_:
+        assert daemon_.path is not None
+        guest = StreamGuest.at(daemon_.path)
+        await guest.frame()
+        for _ in range(5):
+            guest.leaves()
+            guest = StreamGuest.at(daemon_.path)
+            await guest.frame()
+        guest.leaves()
+
+
+async def test_only_guest_goes_while_another_comes(tmp_path: Path) -> None:
+    async with running(at_path(tmp_path, one_off=True)) as daemon_:
+        assert daemon_.path is not None
+        guest = StreamGuest.at(daemon_.path)
+        await guest.frame()
+        guest.leaves()
+        late = StreamGuest.at(daemon_.path)
+        await ends(daemon_)
+        await late.is_turned_away()
+        late.leaves()
+
+
+async def test_guest_for_whom_there_are_no_descriptors_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(at_path(tmp_path)) as daemon_:
+        assert daemon_.path is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(daemon, "Readiness", _no_descriptors)
+            guest = StreamGuest.at(daemon_.path)
+            await guest.is_turned_away()
+            guest.leaves()
+            assert "can't serve the guest: Too many open files" in caplog.text
+        guest = StreamGuest.at(daemon_.path)
+        await guest.frame()
+        guest.leaves()
+
+
+def _no_descriptors() -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 async def test_guest_that_breaks_the_protocol_is_closed_and_the_daemon_goes_on(
