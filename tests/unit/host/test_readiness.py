@@ -1,7 +1,7 @@
 """One epoll for many sockets, watched by one task."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -161,7 +161,8 @@ async def test_callback_that_raises_ends_its_own_socket_only(
     def fails(_mask: int) -> None:
         raise ValueError("a bug")
 
-    for (ours, peer), callback in zip(pairs, (fails, log), strict=True):
+    callbacks: tuple[Callable[[int], None], ...] = (fails, log)
+    for (ours, peer), callback in zip(pairs, callbacks, strict=True):
         readiness.watch(ours.fileno(), callback, events=READABLE)
         peer.send(b"x")
     async with trio.open_nursery() as nursery:

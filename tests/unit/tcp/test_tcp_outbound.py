@@ -98,6 +98,21 @@ async def test_repeated_syn_while_the_host_connects_is_the_same_connection(
     await tcp.expects_nothing()
 
 
+async def test_other_syn_while_the_host_connects_takes_the_place_of_the_first(guest: Stage) -> None:
+    tcp = guest.tcp(V4, guest.host_is_silent(V4))
+    tcp.sends(SYN, mss=1460)
+    await guest.settles()
+    tcp.sends(SYN, seq=5000)
+    await guest.settles()
+    tcp.sends(RST)
+    await guest.settles()
+    assert len(guest.dispatcher.tcp) == 1
+    tcp.sends(RST, seq=5001)
+    await guest.settles()
+    assert len(guest.dispatcher.tcp) == 0
+    await tcp.expects_nothing()
+
+
 async def test_reset_while_the_host_connects_ends_it(guest: Stage) -> None:
     tcp = guest.tcp(V4, guest.host_is_silent(V4))
     tcp.sends(SYN, mss=1460)
