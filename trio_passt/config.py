@@ -8,7 +8,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from attrs import field, frozen
+from attrs import frozen
 
 HOST_MAC = bytes.fromhex("9a559a559a55")
 """MAC address of the host's side of the link: the one every frame to the guest comes from."""
@@ -129,7 +129,10 @@ class LogLevel(Enum):
 
 @frozen
 class Config:
-    """The whole configuration: the product of `cli` and of the host's discovered network."""
+    """The whole configuration: the product of `cli` and of the host's discovered network.
+
+    `flow_limit` is how many TCP connections a guest may have; UDP and echo have lower limits of their own (`dispatch`).
+    """
 
     network: GuestNetwork
     attachment: Attachment = Attachment()
@@ -139,4 +142,4 @@ class Config:
     pcap: Path | None = None
     pid_file: Path | None = None
     log_level: LogLevel = LogLevel.INFO
-    flow_limit: int = field(default=65536)
+    flow_limit: int = 65536
