@@ -29,6 +29,7 @@ missing() {
         command -v "$command" >/dev/null || echo "$package"
     done <<-COMMANDS
 	$python python3
+	gcc gcc
 	ip iproute2
 	iperf3 iperf3
 	qemu-system-x86_64 qemu-system-x86
@@ -36,6 +37,7 @@ missing() {
 	tshark tshark
 	COMMANDS
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    echo '#include <linux/if_tun.h>' | gcc -E -o /dev/null - 2>/dev/null || echo libc6-dev
 }
 
 install_packages() {

@@ -146,18 +146,25 @@ class Topology:
         self.host.sysctl("net/ipv4/ping_group_range=0 2147483647")
 
     def _namespace(self, role: str, resolv_conf: str) -> Namespace:
-        name = f"{NAME_PREFIX}{os.getpid()}-{role}"
-        try:
-            namespace = Namespace(name, resolv_conf)
-        except BaseException:
-            _remove(name)
-            raise
+        namespace = named_namespace(role, resolv_conf)
         self._made.append(namespace)
         return namespace
 
     def _remove(self) -> None:
         while self._made:
             self._made.pop().remove()
+
+
+def named_namespace(role: str, resolv_conf: str = "") -> Namespace:
+    """A namespace that is named after this process and its role; the caller removes it."""
+    name = f"{NAME_PREFIX}{os.getpid()}-{role}"
+    try:
+        return Namespace(name, resolv_conf)
+    except FileExistsError:
+        raise  # it is someone else's
+    except BaseException:
+        _remove(name)
+        raise
 
 
 def remove_leftovers() -> None:
