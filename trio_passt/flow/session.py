@@ -11,6 +11,7 @@ from trio_passt.flow.budget import Budget
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.translate import AddressMap
 from trio_passt.host.readiness import Readiness
+from trio_passt.host.seldom import SeldomLog
 from trio_passt.wire.frames import Capabilities, FrameRun
 
 WAITING_DATAGRAM_BYTES = 16 * 1024 * 1024
@@ -37,7 +38,7 @@ class Session:
 
     `scratch` is the buffer that all of them peek and receive into, each within one step that does not await.  `drops`
     counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).  `datagrams` bounds what
-    may wait for a full link.
+    may wait for a full link.  `exhaustion` says, now and then, that the host has no descriptors left.
     """
 
     link: FrameSink
@@ -48,4 +49,5 @@ class Session:
     drops: Counter[str]
     scratch: memoryview
     secret: bytes
+    exhaustion: SeldomLog = field(factory=SeldomLog)
     datagrams: Budget = field(factory=lambda: Budget(WAITING_DATAGRAM_BYTES))

@@ -11,11 +11,9 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 from trio_passt.flow.key import FlowKey
+from trio_passt.host.seldom import SeldomLog
 
 log = logging.getLogger("trio_passt.flow")
-
-LOG_EVERY_S = 10.0
-"""A line that a guest can cause at will is written at most this often."""
 
 
 class Flow(Protocol):
@@ -38,22 +36,19 @@ F = TypeVar("F", bound=Flow)
 class FlowLimit:
     """How many flows of one `kind` there may be."""
 
-    __slots__ = ("_kind", "_logged_at", "count", "most")
+    __slots__ = ("_kind", "_seldom", "count", "most")
 
     def __init__(self, most: int, kind: str = "") -> None:
         self._kind = f"{kind} " if kind else ""
         self.most = most
         self.count = 0
-        self._logged_at = float("-inf")
+        self._seldom = SeldomLog()
 
     def is_reached(self) -> bool:
         """True, with a log line now and then, when there is no room for one more."""
         if self.count < self.most:
             return False
-        now = trio.current_time()
-        if now - self._logged_at >= LOG_EVERY_S:
-            self._logged_at = now
-            log.warning("limit of %d %sflows reached, refusing new ones", self.most, self._kind)
+        self._seldom.warn(log, "limit of %d %sflows reached, refusing new ones", self.most, self._kind)
         return True
 
 

@@ -67,6 +67,11 @@ class AddressMap:
             on_host = address
         return Endpoint(on_host, port, self._scope_id if is_link_local(on_host) else 0)
 
+    def router_of(self, remote: bytes) -> bytes:
+        """Who tells the guest that `remote` can't be reached: the gateway, or without one the remote itself."""
+        router = self._mapped.get(len(remote), remote)
+        return router if is_unicast(router) else remote
+
     def source_for_guest(self, address: bytes) -> bytes | None:
         """What the guest sees as the address of a host peer at `address`; `None` if that family is off."""
         if address in self._local or (len(address) == 4 and address[0] == 127):

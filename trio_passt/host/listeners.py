@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol as TypingProtocol
 
-import trio
 from attrs import frozen
 
 from trio_passt.config import PortForward, Protocol
@@ -23,6 +22,7 @@ from trio_passt.errors import StartupError
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.readiness import READABLE, Readiness
+from trio_passt.host.seldom import SeldomLog
 from trio_passt.wire.checksum import Buffer
 
 log = logging.getLogger("trio_passt.ports")
@@ -36,9 +36,6 @@ BACKLOG = 1024
 
 NO_DESCRIPTORS_PAUSE_S = 0.1
 """Out of descriptors, a connection stays in the backlog and its socket readable; this keeps that from spinning."""
-
-WARN_EVERY_S = 10.0
-"""A line that anybody can cause by connecting is written at most this often."""
 
 DATAGRAM_BYTES = 65535
 _ANCILLARY_BYTES = socket.CMSG_SPACE(20) * 2
@@ -84,7 +81,7 @@ class PortListeners:
         self.receiver: Receiver | None = None
         self._readiness = readiness
         self._sockets = sockets_to_close
-        self._warned_at = float("-inf")
+        self._exhaustion = SeldomLog()
         self.bound: list[PortForward] = []
         """The forwards that have at least one socket."""
 
@@ -162,8 +159,8 @@ class PortListeners:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._warn_rarely("can't accept a connection to a forwarded port: %s", error.strerror)
+                if error.errno in sockets.EXHAUSTED:
+                    self._exhaustion.warn(log, "can't accept a connection to a forwarded port: %s", error.strerror)
                     self._readiness.pause(NO_DESCRIPTORS_PAUSE_S)
                     return
                 continue  # accept(2): errors of the connection, which is gone
@@ -177,12 +174,6 @@ class PortListeners:
             except OSError as error:
                 log.debug("connection from %s: %s", name, error)
                 sockets.reset(host)
-
-    def _warn_rarely(self, text: str, *arguments: object) -> None:
-        now = trio.current_time()
-        if now - self._warned_at >= WARN_EVERY_S:
-            self._warned_at = now
-            log.warning(text, *arguments)
 
     def _receive(self, port: UdpPort) -> None:
         for _ in range(DATAGRAMS_PER_TURN):

@@ -31,25 +31,27 @@ def has_peek_offset(family: int) -> bool:
 
 
 class ReceiveQueue:
-    """Peek, then discard.  `scratch` is shared: a peeked view is good until the next peek of any queue."""
+    """Peek, then discard.  `scratch` is shared: a peeked view is good until the next peek of any queue.
 
-    __slots__ = ("_offset", "_scratch", "_sock", "at_end")
+    `readable` is false when a peek is known to find nothing: the last one found less than it asked for, and nothing was
+    said to have come since.  Who watches the socket (edge-triggered, see `readiness`) sets it.
+    """
+
+    __slots__ = ("_offset", "_scratch", "_sock", "at_end", "has_urgent", "readable")
 
     def __init__(self, sock: socket.socket, scratch: memoryview, *, use_peek_offset: bool) -> None:
         self._sock = sock
         self._scratch = scratch
         self._offset: int | None = None
+        self.readable = True
+        self.has_urgent = False
+        """Set by whoever learns of urgent data (EPOLLPRI): a peek stops short of it though there is more."""
         self.at_end = False
         """Set by whoever learns that the peer has sent its FIN (EPOLLRDHUP): needed without SO_PEEK_OFF, where the
         end of the data can't be told from its present end."""
         if use_peek_offset:
             sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
             self._offset = 0
-
-    @property
-    def peeks_from_front(self) -> bool:
-        """Without SO_PEEK_OFF a peek stops at an urgent byte; what follows is found when what precedes is discarded."""
-        return self._offset is None
 
     @property
     def reach(self) -> int:
@@ -67,25 +69,35 @@ class ReceiveQueue:
         if self._offset != offset:
             self._sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
             self._offset = offset
-        try:
-            count = self._sock.recv_into(self._scratch, most, socket.MSG_PEEK)
-        except BlockingIOError:
+        count = self._peek(most)
+        if count is None:
             return None
         self._offset += count
         return self._scratch[:count]
+
+    def _peek(self, most: int) -> int | None:
+        try:
+            count = self._sock.recv_into(self._scratch, most, socket.MSG_PEEK)
+        except BlockingIOError:
+            self.readable = False
+            return None
+        if count < most and not self.at_end and not self.has_urgent:
+            self.readable = False  # epoll(7): a stream that gives less than asked for is exhausted
+        return count
 
     def _peek_from_front(self, offset: int, most: int) -> memoryview | None:
         end = min(offset + most, len(self._scratch))
         if end <= offset:
             return None
         at_end = self.at_end
-        try:
-            count = self._sock.recv_into(self._scratch, end, socket.MSG_PEEK)
-        except BlockingIOError:
+        count = self._peek(end)
+        if count is None:
             return None
         if count <= offset:  # the end, unless an urgent byte is what stopped the peek
-            is_all = count == 0 or (at_end and count == sockets.received_bytes(self._sock))
-            return self._scratch[:0] if is_all else None
+            if count == 0 or (at_end and count == sockets.received_bytes(self._sock)):
+                return self._scratch[:0]
+            self.readable = False
+            return None
         return self._scratch[offset:count]
 
     def discard(self, count: int) -> None:
@@ -95,5 +107,7 @@ class ReceiveQueue:
             if dropped == 0:
                 raise ConnectionResetError("the receive queue is shorter than what was peeked from it")
             count -= dropped
-            if self._offset is not None:
+            if self._offset is None:
+                self.readable = True  # a peek stops at an urgent byte; what follows is found when what precedes is gone
+            else:
                 self._offset = max(0, self._offset - dropped)

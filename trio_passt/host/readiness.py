@@ -16,6 +16,7 @@ log = logging.getLogger("trio_passt.host")
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
+URGENT = select.EPOLLPRI
 ERROR = select.EPOLLERR
 PEER_CLOSED = select.EPOLLRDHUP
 HANG_UP = select.EPOLLHUP

@@ -4,6 +4,7 @@ All sockets are non-blocking.  Errors are the kernel's `OSError`.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -12,6 +13,9 @@ import sys
 import termios
 
 from trio_passt.host.endpoint import Endpoint
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors of a host that has no more descriptors, or memory for sockets."""
 
 SO_PEEK_OFF = 42  # asm-generic/socket.h; not in Python's socket module
 

@@ -1,9 +1,10 @@
-"""An established connection: four steps, each of which does what can be done now and never waits.
+"""An established connection: the steps of a turn, each of which does what can be done now and never waits.
 
-`flow` calls them in a loop.  The two halves decide what the numbers mean; here they meet the host socket and the link.
+`flow` takes them in order.  The two halves decide what the numbers mean; here they meet the host socket and the link.
 """
 
 import errno
+import math
 import socket
 
 from trio_passt.host import readiness, sockets
@@ -37,12 +38,14 @@ class Bridge:
     __slots__ = (
         "_acknowledged_bytes",
         "_answer_now",
+        "_fails_at",
+        "_failure",
+        "_free_when_idle",
         "_host",
         "_keepalive",
         "_output",
         "_progress_at",
         "_queue",
-        "_readable",
         "_resend_first",
         "_writable",
         "from_guest",
@@ -67,7 +70,10 @@ class Bridge:
         self._host = host
         self._queue = queue
         self._keepalive = Keepalive(now)
-        self._readable = self._writable = True
+        self._writable = True
+        self._failure: OSError | None = None
+        self._fails_at = math.inf
+        self._free_when_idle: int | None = None
         self._acknowledged_bytes = 0
         self._answer_now = False
         self._resend_first = False
@@ -75,18 +81,27 @@ class Bridge:
 
     # -- what happened --------------------------------------------------------------------------------------------
 
-    def host_event(self, mask: int) -> None:
-        """The host socket became ready, or failed: raises OSError with the socket's error then."""
+    def host_event(self, mask: int, now: float) -> None:
+        """The host socket became ready, or failed."""
         if mask & readiness.ERROR:
             error = sockets.pending_error(self._host)
             if error is not None:
-                raise error
+                self._host_failed(error, now)
         if mask & readiness.PEER_CLOSED:
             self._queue.at_end = True
+        if mask & readiness.URGENT:
+            self._queue.has_urgent = True
         if mask & (readiness.READABLE | readiness.PEER_CLOSED | readiness.HANG_UP):
-            self._readable = True
+            self._queue.readable = True
         if mask & readiness.WRITABLE:
             self._writable = True
+
+    def _host_failed(self, error: OSError, now: float) -> None:
+        """Reset, most likely.  What came before is still in the receive queue, and the guest's (see `send`)."""
+        self._failure = error
+        self._fails_at = now + timeouts.AFTER_HOST_RESET_S
+        self._queue.at_end = True
+        self._queue.readable = True
 
     def take(self, segment: TcpSegment, now: float) -> None:
         """One segment from the guest, checked in the order of RFC 9293 section 3.10.7.4.
@@ -130,11 +145,17 @@ class Bridge:
         self._answer_now = True
 
     def expire(self, now: float) -> None:
-        """Do what is due; raises TimeoutError when the guest has been silent for too long."""
+        """Do what is due.
+
+        Raises TimeoutError when the guest has been silent for too long, and the error of a host socket that failed when
+        the guest had time enough for what came before.
+        """
+        if self._failure is not None and now >= self._fails_at:
+            raise self._failure
         if self.to_guest.deadline is not None and now >= self.to_guest.deadline:
             match self.to_guest.timed_out(now):
                 case Timeout.RETRANSMIT:
-                    self._readable = True  # what was sent is in the queue, to be peeked again
+                    self._queue.readable = True  # what was sent is in the queue, to be peeked again
                 case Timeout.PROBE:
                     self._probe()
                 case Timeout.GIVE_UP:
@@ -146,7 +167,7 @@ class Bridge:
 
     def deadline(self, now: float) -> float:
         """When `expire`, or another look at the host's progress, is due."""
-        deadline = self._keepalive.deadline(self._has_begun_to_close())
+        deadline = min(self._keepalive.deadline(self._has_begun_to_close()), self._fails_at)
         if self.to_guest.deadline is not None:
             deadline = min(deadline, self.to_guest.deadline)
         if self.from_guest.acknowledged != self.from_guest.held:
@@ -159,31 +180,34 @@ class Bridge:
 
     # -- what to do ------------------------------------------------------------------------------------------------
 
-    def write_to_host(self) -> None:
+    def write_to_host(self, now: float) -> None:
         """Give the host socket what the guest sent, and after its FIN shut it down for writing."""
         from_guest = self.from_guest
-        while self._writable and from_guest.pending_bytes:
-            try:
-                count = self._host.sendmsg(list(from_guest.pending(PIECES_PER_WRITE)))
-            except BlockingIOError:
-                self._writable = False
-                break
-            from_guest.delivered(count)
+        if self._failure is not None:
+            return
+        try:
+            while self._writable and from_guest.pending_bytes:
+                self._free_when_idle = None
+                from_guest.delivered(self._host.sendmsg(list(from_guest.pending(PIECES_PER_WRITE))))
+            if from_guest.state is FromGuestState.RECEIVED and not from_guest.pending_bytes:
+                self._host.shutdown(socket.SHUT_WR)
+                from_guest.host_shut_down()
+        except BlockingIOError:
+            self._writable = False
+        except OSError as error:
+            self._host_failed(error, now)
         if from_guest.pending_bytes:
             from_guest.keep_pending()
-        if from_guest.state is FromGuestState.RECEIVED and not from_guest.pending_bytes:
-            self._host.shutdown(socket.SHUT_WR)
-            from_guest.host_shut_down()
 
     def send(self, now: float) -> None:
         """Send the guest what the host socket has for it, with acknowledgement and window; a bare ACK if one is due.
 
-        What the guest has acknowledged leaves the host's receive queue first, all of it at once.
+        What the guest has acknowledged leaves the host's receive queue first, all of it at once.  Raises the error of a
+        host socket that has failed, when there is nothing left that came before.
         """
         if self._acknowledged_bytes:
             self._queue.discard(self._acknowledged_bytes)
             self._acknowledged_bytes = 0
-            self._readable = self._readable or self._queue.peeks_from_front
         ack = self._acknowledgeable(now)
         window = self.from_guest.window_after(self._free_bytes(), ack)
         if ack != self.from_guest.acknowledged:
@@ -194,13 +218,21 @@ class Bridge:
         ):
             self._answer_now = False
             self.from_guest.acknowledged_to_guest(ack, window)
+        if self._failure is not None and self._all_is_sent():
+            raise self._failure
+
+    def _all_is_sent(self) -> bool:
+        to_guest = self.to_guest
+        if to_guest.state is not ToGuestState.OPEN:
+            return True
+        return sockets.received_bytes(self._host) <= to_guest.queue_offset
 
     def _send_data(self, ack: int, window: int, now: float) -> bool:
         """True if anything went out, so that no bare ACK is needed."""
         to_guest = self.to_guest
         went_out = self._resend_first and self._resend(ack, window)
         self.has_more = False
-        if to_guest.state is ToGuestState.OPEN and self._readable:
+        if to_guest.state is ToGuestState.OPEN and self._queue.readable:
             went_out |= self._send_new(ack, window, now)
         if to_guest.state is ToGuestState.DUE and self._output.segment(to_guest.next, ack, tcp.FIN | tcp.ACK, window):
             to_guest.fin_sent(now)
@@ -217,15 +249,17 @@ class Bridge:
             return False
         view = self._queue.peek(offset, room)
         if view is None:
-            self._readable = False
             return False
         if not view:
-            to_guest.host_ended()
+            if self._failure is None:
+                to_guest.host_ended()
             return False
         taken = self._output.data(to_guest.next, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss)
         if taken:
             to_guest.sent(taken, now)
-        self.has_more = taken == len(view)
+        if taken < len(view):
+            self._queue.readable = True  # the rest of it, when the link has room
+        self.has_more = taken == len(view) and self._queue.readable
         return taken > 0
 
     def _resend(self, ack: int, window: int) -> bool:
@@ -254,8 +288,8 @@ class Bridge:
     def _acknowledgeable(self, now: float) -> int:
         """How far the guest's data may be acknowledged: as far as the host's peer has, or nearly (see `flow`)."""
         from_guest = self.from_guest
-        if from_guest.acknowledged == from_guest.next:
-            return from_guest.next
+        if from_guest.acknowledged == from_guest.next or self._failure is not None:
+            return from_guest.acknowledged
         round_trip_s = sockets.round_trip_s(self._host)
         is_near = round_trip_s < timeouts.NEAR_PEER_RTT_S
         patience_s = (
@@ -266,7 +300,13 @@ class Bridge:
         return from_guest.acknowledgeable(0 if is_near else sockets.unacknowledged(self._host))
 
     def _free_bytes(self) -> int:
-        free = sockets.send_buffer_bytes(self._host) - sockets.unacknowledged(self._host)
+        """What the send buffer has room for; what it was is remembered for as long as nothing is in it."""
+        free = self._free_when_idle
+        if free is None:
+            waiting = sockets.unacknowledged(self._host)
+            free = sockets.send_buffer_bytes(self._host) - waiting
+            if not waiting:
+                self._free_when_idle = free
         return max(free, WINDOW_FLOOR_BYTES) - self.from_guest.pending_bytes
 
     def _opens_window(self, window: int, ack: int) -> bool:

@@ -21,14 +21,16 @@ in super-segments.  It leaves the queue when the guest acknowledges it.  So a re
 is full needs no queue; and a guest that closes its window fills the kernel's queue, which closes the window that the
 peer sees.
 
-*One task.*  Three things can happen: segments from the guest, readiness of the host socket, a timer.  The first two
-ring the flow's doorbell; the task wakes, looks at everything, does all that can be done without waiting, and sleeps
-until the next ring or the nearest deadline.  No order of events has to be reasoned about: each step of the loop is
-harmless if there is nothing for it to do.
+*One task, many turns.*  Three things can happen: segments from the guest, readiness of the host socket, a timer.  The
+first two ring the flow's doorbell; then a *turn* looks at everything, does all that can be done without waiting, and
+names the nearest deadline.  No order of events has to be reasoned about: each step of a turn is harmless if there is
+nothing for it to do.  (Who rings takes the turn while the task sleeps, which spares a task switch: see
+`flow.doorbell`.)
 
-*Ends.*  Each way closes by itself (`closing`); when both have, the loop is over.  A reset from one side is passed to
-the other, and so is everything that can't go on: `GuestReset` and `OSError` are the two other ways out.  Silence is
-probed (`keepalive`), never just dropped.
+*Ends.*  Each way closes by itself (`closing`); when both have, there are no more turns.  A reset from one side is
+passed to the other, and so is everything that can't go on: `GuestReset` and `OSError` are the two other ways out.  What
+the host's peer sent before its reset is the guest's, and goes there first.  Silence is probed (`keepalive`), never just
+dropped.
 
 What it does not do, and where it departs from the RFCs:
 
@@ -53,7 +55,7 @@ from collections.abc import Callable
 import trio
 from attrs import evolve
 
-from trio_passt.flow.doorbell import Doorbell
+from trio_passt.flow.doorbell import AGAIN, Doorbell
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.host import readiness, sockets
@@ -65,12 +67,13 @@ from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, FromGuest
 from trio_passt.tcp.opening import Opening, Verdict
 from trio_passt.tcp.output import Output
 from trio_passt.tcp.to_guest import ToGuest
-from trio_passt.wire import tcp
+from trio_passt.wire import frames, icmp, ip, tcp
+from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.tcp import TcpSegment
 
 log = logging.getLogger("trio_passt.tcp")
 
-HOST_EVENTS = readiness.READABLE | readiness.WRITABLE | readiness.PEER_CLOSED
+HOST_EVENTS = readiness.READABLE | readiness.WRITABLE | readiness.PEER_CLOSED | readiness.URGENT
 
 
 class TcpFlow:
@@ -81,6 +84,7 @@ class TcpFlow:
     """
 
     __slots__ = (
+        "_bridge",
         "_destination",
         "_doorbell",
         "_host",
@@ -102,6 +106,7 @@ class TcpFlow:
         self._output = Output(session, key, self._doorbell.ring)
         self._inbox: deque[TcpSegment] = deque()
         self._initial_seq = handshake.initial_sequence(session.secret, key, time.monotonic_ns())
+        self._bridge: Bridge | None = None
         self._host: socket.socket | None = None
         self._host_events = 0
         self._syn: TcpSegment | None = None
@@ -139,30 +144,31 @@ class TcpFlow:
     async def run(self) -> None:
         """From the first SYN to the last acknowledgement, or to a reset."""
         try:
-            bridge = await self._open()
-            while True:
-                now = trio.current_time()
-                bridge.host_event(self._take_host_events())
-                while self._inbox:
-                    bridge.take(self._inbox.popleft(), now)
-                bridge.expire(now)
-                bridge.write_to_host()
-                bridge.send(now)
-                self._reset_numbers = bridge.reset_numbers()
-                if bridge.is_finished():
-                    break
-                if bridge.has_more:
-                    self._doorbell.ring()
-                await self._doorbell.wait_until(bridge.deadline(now))
+            self._bridge = await self._open()
+            await self._doorbell.take_turns(self._turn)
             self._close_host()
         except GuestReset:
             log.debug("%s: reset by the guest", self.key)
         except OSError as error:
             log.debug("%s: %s", self.key, error)
             self._reset_host()
-            await self._reset_guest()
+            await self._reset_guest(error)
         finally:
             self._reset_host()
+
+    def _turn(self) -> float | None:
+        """All that can be done now; the time of the next turn, `AGAIN` if there is more to do, `None` at the end."""
+        bridge, now = self._bridge, trio.current_time()
+        assert bridge is not None
+        bridge.host_event(self._take_host_events(), now)
+        while self._inbox:
+            bridge.take(self._inbox.popleft(), now)
+        bridge.expire(now)
+        bridge.write_to_host(now)
+        bridge.send(now)
+        if bridge.is_finished():
+            return None
+        return AGAIN if bridge.has_more else bridge.deadline(now)
 
     async def _open(self) -> Bridge:
         """Connect the host and shake hands with the guest, in the order in which a peer would answer."""
@@ -196,7 +202,7 @@ class TcpFlow:
     async def _connect_host(self) -> socket.socket:
         """The guest's SYN is not answered before the host is connected: a refusal can still be told as one."""
         assert self._destination is not None
-        host = self._host = sockets.start_tcp_connection(self._destination)
+        host = self._host = self._start_connection(self._destination)
         self._watch(host)
         with trio.move_on_after(timeouts.CONNECT_S):
             while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
@@ -208,6 +214,14 @@ class TcpFlow:
         if not self._host_events & readiness.WRITABLE:
             raise TimeoutError(errno.ETIMEDOUT, "the host does not answer")
         return host
+
+    def _start_connection(self, destination: Endpoint) -> socket.socket:
+        try:
+            return sockets.start_tcp_connection(destination)
+        except OSError as error:
+            if error.errno in sockets.EXHAUSTED:
+                self._session.exhaustion.warn(log, "can't open a connection for the guest: %s", error.strerror)
+            raise
 
     def _heed_guest_while_connecting(self) -> None:
         """The guest's SYN once more is the same connection; another one takes its place, since none was answered
@@ -267,8 +281,17 @@ class TcpFlow:
                     case Verdict.MEANS_NOTHING:
                         pass
             await self._doorbell.wait()
+            self._heed_host_while_opening()
             if not went_out:
                 return None
+
+    def _heed_host_while_opening(self) -> None:
+        """A peer that has reset the connection already ends it before the guest has it."""
+        assert self._host is not None
+        if self._host_events & readiness.ERROR:
+            error = sockets.pending_error(self._host)
+            if error is not None:
+                raise error
 
     # -- waking and sleeping -----------------------------------------------------------------------------------------
 
@@ -299,16 +322,30 @@ class TcpFlow:
             close(self._host)
             self._host = None
 
-    async def _reset_guest(self) -> None:
+    async def _reset_guest(self, error: OSError) -> None:
         """Tell the guest; a full link gets a moment."""
         self._is_over = True
         self._inbox.clear()
+        if self._bridge is None and self._syn is not None and error.errno is not None:
+            self._report_unreachable(self._syn, error.errno)
         with trio.move_on_after(timeouts.RESET_PATIENCE_S):
             while not self._send_reset():
                 await self._doorbell.wait()
 
+    def _report_unreachable(self, syn: TcpSegment, number: int) -> None:
+        """Before the reset, which means "refused" to a guest, the ICMP error that says what really happened."""
+        key, session = self.key, self._session
+        packet = ip.emit_packet(key.guest, key.remote, IPProtocol.TCP, tcp.emit(key.guest, key.remote, syn))
+        message = icmp.unreachable(number, packet)
+        if message is None:
+            return
+        router = session.addresses.router_of(key.remote)
+        protocol = IPProtocol.ICMP if len(router) == 4 else IPProtocol.ICMPV6
+        report = ip.emit_packet(router, key.guest, protocol, icmp.emit(router, key.guest, message))
+        session.link.send([frames.single(ip.frame_packet(session.network.host_mac, session.guest.mac, report))])
+
     def _send_reset(self) -> bool:
-        number, ack = self._reset_numbers
+        number, ack = self._reset_numbers if self._bridge is None else self._bridge.reset_numbers()
         return self._output.segment(number, ack, tcp.RST | tcp.ACK, 0)
 
     def abandon(self) -> None:

@@ -58,3 +58,7 @@ KEEPALIVE_PROBES = 3
 RESET_PATIENCE_S = 1.0
 """How long a reset to the guest waits for room on a full link before it is given up: the guest then finds out when it
 sends next, since a segment of an unknown connection is answered with a reset."""
+
+AFTER_HOST_RESET_S = 60.0
+"""How long the guest may take what the host's peer sent before it reset the connection.  A kernel's application could
+read it at its leisure; here it holds a descriptor."""

@@ -4,6 +4,7 @@ The two differ in type numbers and in the pseudo-header that ICMPv6's checksum c
 both: identifier, sequence number, data.
 """
 
+import errno
 import struct
 from enum import IntEnum
 
@@ -44,6 +45,20 @@ class Icmpv6Type(IntEnum):
     NEIGHBOR_SOLICITATION = 135
     NEIGHBOR_ADVERTISEMENT = 136
     MLDV2_REPORT = 143
+
+
+_UNREACHABLE_CODES = {
+    errno.ENETUNREACH: (0, 0),
+    errno.EHOSTUNREACH: (1, 3),
+    errno.EHOSTDOWN: (1, 3),
+    errno.EACCES: (13, 1),
+    errno.EPERM: (13, 1),
+}
+"""Codes of "destination unreachable" in ICMP (RFC 792, RFC 1812 section 5.2.7.1) and ICMPv6 (RFC 4443 section 3.1), by
+the error that icmp(7) and ip(7) have for them: net, host, communication administratively prohibited."""
+
+_QUOTED_BYTES = {4: 576 - 20 - 8, 16: 1280 - 40 - 8}
+"""So much of a packet is quoted that the error's packet is no larger than every link carries (RFC 1812 4.3.2.3)."""
 
 
 @frozen
@@ -112,3 +127,17 @@ def echo_reply(family_bytes: int, echo: Echo) -> IcmpMessage:
 def _echo_message(type_: int, echo: Echo) -> IcmpMessage:
     packed = _ECHO.pack(type_, 0, 0, echo.identifier, echo.sequence)
     return IcmpMessage(type_, 0, memoryview(packed[HEADER_BYTES:] + echo.data))
+
+
+def unreachable(number: int, packet: bytes) -> IcmpMessage | None:
+    """What a router would say to the sender of the IP `packet`, where a socket got the error `number` (errno).
+
+    `None` for an error that is not about reachability.
+    """
+    codes = _UNREACHABLE_CODES.get(number)
+    if codes is None:
+        return None
+    is_ipv4 = packet[0] >> 4 == 4
+    type_ = IcmpType.DESTINATION_UNREACHABLE if is_ipv4 else Icmpv6Type.DESTINATION_UNREACHABLE
+    quote = packet[: _QUOTED_BYTES[4 if is_ipv4 else 16]]
+    return IcmpMessage(type_, codes[0 if is_ipv4 else 1], memoryview(bytes(4) + quote))

@@ -7,7 +7,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_passt.flow.key import FlowKey
-from trio_passt.flow.table import LOG_EVERY_S, FlowLimit, FlowTable
+from trio_passt.flow.table import FlowLimit, FlowTable
+from trio_passt.host.seldom import WARN_EVERY_S
 
 
 class StubFlow:
@@ -96,7 +97,7 @@ async def test_limit_is_shared_and_told_now_and_then(caplog: pytest.LogCaptureFi
             assert not one.start(StubFlow(3))
             assert not other.start(StubFlow(3))
         assert [record.getMessage() for record in caplog.records] == ["limit of 2 flows reached, refusing new ones"]
-        mock_clock.jump(LOG_EVERY_S)
+        mock_clock.jump(WARN_EVERY_S)
         assert not one.start(StubFlow(3))
         assert len(caplog.records) == 2
         first.end()

@@ -207,6 +207,8 @@ async def test_reset_after_a_timeout_has_the_number_that_the_guest_expects(guest
     host.resets()
     await guest.settles()
     guest.link.set_capacity()
+    got = await tcp.arrives()
+    assert got.payload == b"data"
     await tcp.expects_reset()
 
 
@@ -306,10 +308,10 @@ async def test_internal_error_ends_one_flow_and_leaves_the_others_alone(
     sound, sound_host = await guest.connected()
     write = Bridge.write_to_host
 
-    def fail(bridge: Bridge) -> None:
+    def fail(bridge: Bridge, now: float) -> None:
         if bridge.from_guest.pending_bytes == 13:
             raise ZeroDivisionError
-        write(bridge)
+        write(bridge, now)
 
     monkeypatch.setattr(Bridge, "write_to_host", fail)
     sick.sends(ACK, bytes(13))
