@@ -27,7 +27,7 @@ def types(session: nox.Session) -> None:
     """Static types: the package, and the test harness."""
     session.install(".[types,test]", "nox")
     session.run("mypy")
-    session.run("mypy", "tests/integration")
+    session.run("mypy", "tests/integration", "tests/guest", "tests/bench")
 
 
 @nox.session
@@ -44,6 +44,20 @@ def integration(session: nox.Session) -> None:
     """A real guest under QEMU, in namespaces of its own. Needs root."""
     session.install(".[test]")
     session.run("pytest", "-p", "no:cacheprovider", *(session.posargs or ["tests/integration"]))
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Speed beside passt and slirp4netns, for a quarter of an hour, into docs/. Needs root. See -- --help."""
+    session.install(".[bench]")
+    session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session
+def bench_short(session: nox.Session) -> None:
+    """A smoke test of the benchmark, in half a minute. Needs root."""
+    session.install(".[bench]")
+    session.run("python", "-m", "tests.bench", "--short", "--output", session.create_tmp())
 
 
 @nox.session

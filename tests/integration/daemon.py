@@ -45,11 +45,21 @@ def daemon_directory(parent: Path, name: str) -> Path:
 class Daemon:
     """A daemon in the foreground; a context manager that ends it. Its messages go to the file `log`."""
 
-    def __init__(self, namespace: Namespace, directory: Path, *arguments: str, pass_fds: Sequence[int] = ()) -> None:
-        """Start it with `arguments` and -f, and unless -F is among them, -s."""
+    def __init__(
+        self,
+        namespace: Namespace,
+        directory: Path,
+        *arguments: str,
+        pass_fds: Sequence[int] = (),
+        command_line: Sequence[str] = (),
+    ) -> None:
+        """Start it with `arguments` and -f, and unless -F is among them, -s.
+
+        `command_line` is another program that takes the same options (passt) in its stead.
+        """
         self.socket_path = directory / "socket"
         self.log = directory / "log"
-        command = [*namespace.enter_unprivileged(), *program(), "-f"]
+        command = [*namespace.enter_unprivileged(), *(command_line or program()), "-f"]
         if "-F" not in arguments:
             command += ["-s", str(self.socket_path)]
         with self.log.open("ab") as log:

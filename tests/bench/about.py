@@ -1,0 +1,65 @@
+"""Where and when it was measured, and with which programs."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tests.bench.cells import FLOOR, OURS
+
+
+@dataclass(frozen=True)
+class About:
+    """A run. `load` is the machine's load average when the run began: what others do shows in it."""
+
+    date: str
+    kernel: str
+    cpu: str
+    cpu_count: int
+    load: float
+    versions: dict[str, str]
+    rounds: int
+    seconds: float
+
+
+def about(programs: tuple[str, ...], rounds: int, seconds: float) -> About:
+    """This machine, now."""
+    versions = {name: _version(name) for name in programs if name != FLOOR}
+    versions |= {"Python": platform.python_version(), "iperf3": _version("iperf3")}
+    return About(
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        kernel=platform.release(),
+        cpu=_cpu_model(Path("/proc/cpuinfo").read_text()),
+        cpu_count=os.cpu_count() or 1,
+        load=round(os.getloadavg()[0], 2),
+        versions=versions,
+        rounds=rounds,
+        seconds=seconds,
+    )
+
+
+def _cpu_model(cpuinfo: str) -> str:
+    found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _version(name: str) -> str:
+    """Debian's version of a package; of ours, also the commit."""
+    if name == OURS:
+        commit = _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+        return f"{metadata.version(OURS)} ({commit or 'not from git'})"
+    return _output("dpkg-query", "--show", "--showformat=${Version}", name) or "(not a Debian package)"
+
+
+def _output(*command: str) -> str:
+    """Nothing if it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""

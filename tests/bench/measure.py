@@ -1,0 +1,111 @@
+"""One measurement: a client where the guest is, a server in the remote namespace, both in C."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.cells import Bulk, Direction, Rate
+from tests.bench.programs import Running
+from tests.guest.machine import DIE_WITH_PARENT
+from tests.guest.native import compiled
+from tests.integration import servers
+from tests.integration.topology import REMOTE4, Namespace
+
+LOAD = Path(__file__).with_name("load.c")
+IPERF_PORT, LOAD_PORT = "5201", "5202"
+GRACE_S = 10.0
+"""A measurement that takes so much longer than it should has failed."""
+
+
+class MeasurementError(Exception):
+    """There is no number; the text says why, in a line."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Of a bulk transfer; CPU seconds include the warm-up, and so do the bytes that they are for."""
+
+    gigabits_per_s: float
+    cpu_s_per_gigabyte: float | None
+
+
+def bulk(running: Running, remote: Namespace, cell: Bulk, seconds: int, warm_up_s: int) -> Throughput:
+    """What arrives, without the warm-up: iperf3's word for it."""
+    with _iperf_server(remote):
+        before = running.cpu_seconds()
+        report = client(
+            running,
+            [
+                *("iperf3", "--json", "--client", REMOTE4, "--port", IPERF_PORT, "--parallel", str(cell.flow_count)),
+                *("--time", str(seconds), "--omit", str(warm_up_s)),
+                *(["--reverse"] if cell.direction is Direction.DOWN else []),
+            ],
+            seconds + warm_up_s + GRACE_S,
+        )
+        used_s = running.cpu_seconds() - before
+    try:
+        gigabits = report["end"]["sum_received"]["bits_per_second"] / 1e9
+        gigabytes = sum(interval["sum"]["bytes"] for interval in report["intervals"]) / 1e9
+    except (KeyError, TypeError) as error:
+        raise MeasurementError(f"iperf3: {report.get('error', 'no result')}") from error
+    if gigabits <= 0:
+        raise MeasurementError("iperf3: nothing arrived")
+    has_cpu = running.process_id is not None and gigabytes > 0
+    return Throughput(gigabits, used_s / gigabytes if has_cpu else None)
+
+
+def rate(running: Running, cell: Rate, seconds: float) -> float:
+    """Exchanges a second. Needs a `load_server`."""
+    report = client(running, [*load(), cell.name, REMOTE4, LOAD_PORT, str(seconds)], seconds + GRACE_S)
+    return float(report["count"] / report["seconds"])
+
+
+def load() -> list[str]:
+    """The load program."""
+    return [str(compiled(LOAD))]
+
+
+@contextlib.contextmanager
+def load_server(remote: Namespace) -> Iterator[None]:
+    """The other end of what `load` measures."""
+    with servers.process([*remote.enter(), *load(), "serve", REMOTE4, LOAD_PORT], b"ready"):
+        yield
+
+
+def client(running: Running, command: list[str], timeout_s: float) -> dict[str, Any]:
+    """The JSON that a command prints where the guest is. Raises `MeasurementError`."""
+    try:
+        result = subprocess.run(
+            [*DIE_WITH_PARENT, *running.enter, *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MeasurementError(f"not finished after {timeout_s:g} s") from error
+    try:
+        report = json.loads(result.stdout)
+    except ValueError as error:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        raise MeasurementError(said[-1] if said else f"status {result.returncode}") from error
+    if not isinstance(report, dict):
+        raise MeasurementError(f"unexpected: {report!r}")
+    if result.returncode:
+        raise MeasurementError(str(report.get("error", f"status {result.returncode}")))
+    return report
+
+
+@contextlib.contextmanager
+def _iperf_server(remote: Namespace) -> Iterator[None]:
+    """For one client: what a failed one leaves behind does not meet the next."""
+    command = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", REMOTE4, "--port", IPERF_PORT]
+    with servers.process([*remote.enter(), *command], b"listening"):
+        yield

@@ -1,0 +1,133 @@
+"""Rounds: every cell is measured with one program right after the other, in an order that rotates.
+
+The machine may be shared and its speed may drift. So what is compared is measured seconds apart, and no program
+is always the first. The programs of a round run side by side, each with its guest, and wait while another is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tests.bench import measure
+from tests.bench.cells import FLOOR, Bulk, Cpu, Measured
+from tests.bench.programs import Running, running
+from tests.bench.progress import Progress
+from tests.bench.results import Results
+from tests.integration.topology import Topology
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    cells: tuple[Measured, ...]
+    programs: tuple[str, ...]
+    rounds: int
+    seconds: float
+    warm_up_s: int = 1
+
+    def turns(self) -> Iterator[tuple[int, int, list[tuple[Measured, list[str]]]]]:
+        """Round, MTU, and the cells that are measured with it, each with the programs in the order of this round."""
+        for round_number in range(self.rounds):
+            for mtu in sorted({cell.mtu_bytes for cell in self.cells}, reverse=True):
+                cells = [cell for cell in self.cells if cell.mtu_bytes == mtu]
+                yield (
+                    round_number,
+                    mtu,
+                    [
+                        (cell, [name for name in rotated(self.programs, round_number + index) if has(cell, name)])
+                        for index, cell in enumerate(cells)
+                    ],
+                )
+
+    def measurement_count(self) -> int:
+        """How many there will be, for the progress that is shown."""
+        return sum(len(programs) for _, _, cells in self.turns() for _, programs in cells)
+
+
+def has(cell: Measured, program: str) -> bool:
+    """Whether a cell is measured with a program."""
+    return program != FLOOR or cell.has_floor
+
+
+def rotated(items: Sequence[T], by: int) -> list[T]:
+    """Another one first."""
+    start = by % len(items)
+    return [*items[start:], *items[:start]]
+
+
+def execute(plan: Plan, results: Results, topology: Topology, directory: Path, progress: Progress) -> None:
+    """Measure. What fails becomes a failure in the results."""
+    with measure.load_server(topology.remote):
+        for round_number, mtu_bytes, cells in plan.turns():
+            with contextlib.ExitStack() as stack:
+                programs = {
+                    name: stack.enter_context(_Program(name, topology, directory, mtu_bytes))
+                    for name in plan.programs
+                    if any(name in names for _, names in cells)
+                }
+                for cell, names in cells:
+                    progress.begin(f"round {round_number + 1}/{plan.rounds}  {cell.name}")
+                    for name in names:
+                        progress.add(name, _measure(plan, programs[name], cell, topology, results))
+                    progress.end()
+
+
+def _measure(plan: Plan, program: _Program, cell: Measured, topology: Topology, results: Results) -> str:
+    """One number into the results; what to show of it."""
+    try:
+        guest = program.ready()
+        if isinstance(cell, Bulk):
+            seconds = max(1, round(plan.seconds))  # iperf3 counts whole ones
+            throughput = measure.bulk(guest, topology.remote, cell, seconds, plan.warm_up_s)
+            number = throughput.gigabits_per_s
+            if cell.flow_count == 1 and throughput.cpu_s_per_gigabyte is not None:
+                results.add(Cpu(cell), program.name, throughput.cpu_s_per_gigabyte)
+        else:
+            number = measure.rate(guest, cell, plan.seconds)
+    except (measure.MeasurementError, OSError, RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        results.add_failure(cell, program.name, reason)
+        program.stop()
+        return f"failed ({reason})"
+    results.add(cell, program.name, number)
+    return f"{number:.3g}" if isinstance(cell, Bulk) else f"{number:.0f}"
+
+
+class _Program:
+    """A program that runs from when it is needed, and is started again after a failure."""
+
+    def __init__(self, name: str, topology: Topology, directory: Path, mtu_bytes: int) -> None:
+        self.name = name
+        self._topology, self._directory, self._mtu_bytes = topology, directory, mtu_bytes
+        self._stack = contextlib.ExitStack()
+        self._running: Running | None = None
+
+    def ready(self) -> Running:
+        """Start it, if it does not run."""
+        if self._running is None:
+            directory = self._directory / f"{self.name}-{time.monotonic_ns()}"
+            started = running(self.name, self._topology, directory, self._mtu_bytes)
+            self._running = self._stack.enter_context(started)
+        return self._running
+
+    def stop(self) -> None:
+        """End it and its guest."""
+        self._running = None
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()

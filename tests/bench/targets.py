@@ -1,0 +1,87 @@
+"""What trio-passt is to reach, and whether it did. Nothing here ends a run: the numbers are for people to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.bench.cells import OURS, PASST, Bulk, Rate
+from tests.bench.results import Results
+
+THROUGHPUT_RATIO = 1.0
+RATE_RATIO = 0.9
+STEADY = 0.7
+"""Smallest sample, of the median."""
+
+RESIDENT_KIB = 25.0
+IDLE_CPU = 0.005
+"""Of one CPU, more than with no connection: half a percent is what the clock's ticks resolve in some seconds."""
+
+TIME_RATIO = 1.5
+FAIR_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of them. `is_met` is None where it was not measured."""
+
+    name: str
+    is_met: bool | None
+    found: str
+
+
+def speed(results: Results) -> Iterator[Target]:
+    """Targets for the cells of the table."""
+    for cell in results.cells:
+        if isinstance(cell, Bulk):
+            yield _ratio(results, cell, THROUGHPUT_RATIO)
+            yield _steady(results, cell)
+            if cell.flow_count > 1:
+                yield _not_slower(results, cell)
+        elif isinstance(cell, Rate):
+            yield _ratio(results, cell, RATE_RATIO)
+
+
+def scale(results: Results) -> Iterator[Target]:
+    """Targets for many connections."""
+    if idle := results.idle:
+        resident, cpu = idle.kib_per_connection, idle.cpu - idle.cpu_before
+        name = f"{idle.count} idle connections"
+        yield Target(f"{name}: resident < {RESIDENT_KIB:g} KiB each", resident < RESIDENT_KIB, f"{resident:.1f} KiB")
+        yield Target(f"{name}: no CPU time", cpu <= IDLE_CPU, f"{cpu:.2%} of a CPU more than with none")
+    for one in results.sharing:
+        name = f"{one.many} connections at once, {one.direction}"
+        in_time, fair = one.time_ratio <= TIME_RATIO, one.fairness >= FAIR_SHARE
+        yield Target(f"{name}: ≤ {TIME_RATIO:g} times as long as {one.few}", in_time, f"{one.time_ratio:.2f}")
+        yield Target(f"{name}: slowest ≥ {FAIR_SHARE:g} of the median", fair, f"{one.fairness:.2f}")
+    for failure in results.scale_failures:
+        yield Target("many connections", False, failure)
+
+
+def _ratio(results: Results, cell: Bulk | Rate, wanted: float) -> Target:
+    ratio = results.ratio(cell, OURS, PASST)
+    return Target(
+        f"{cell.title}: ≥ {wanted:g} of {PASST}",
+        None if ratio is None else ratio >= wanted,
+        "not measured" if ratio is None else f"{ratio:.2f}",
+    )
+
+
+def _steady(results: Results, cell: Bulk) -> Target:
+    samples, name = results.of(cell, OURS), f"{cell.title}: minimum ≥ {STEADY:g} of median"
+    if not samples.median or not samples.spread or samples.failures:
+        return Target(name, False if samples.failures else None, f"{len(samples.failures)} failures")
+    share = samples.spread[0] / samples.median
+    return Target(name, share >= STEADY, f"{share:.2f}")
+
+
+def _not_slower(results: Results, cell: Bulk) -> Target:
+    """Several flows together, compared with one."""
+    several = results.of(cell, OURS).median
+    one = results.of(Bulk(cell.direction, cell.mtu_bytes, 1), OURS).median
+    ratio = several / one if several is not None and one else None
+    return Target(
+        f"{cell.title}: not slower than 1",
+        None if ratio is None else ratio >= 1,
+        "not measured" if ratio is None else f"{ratio:.2f}",
+    )
