@@ -34,13 +34,15 @@ def draw(results: Results, file: Path) -> None:
     for direction in Direction:
         bulk = [cell for cell in results.cells if isinstance(cell, Bulk) and cell.direction is direction]
         panels.append((f"{direction.described}, Gbit/s", [*bulk]))
-    panels.append(("a second", [cell for cell in results.cells if isinstance(cell, Rate)]))
+    panels.append(("exchanges a second", [cell for cell in results.cells if isinstance(cell, Rate)]))
     panels.append(("CPU seconds for a gigabyte", [cell for cell in results.cells if isinstance(cell, Cpu)]))
     drawn = [(title, cells) for title, cells in panels if cells]
     with matplotlib.rc_context(SETTINGS):
         figure, axes = pyplot.subplots(len(drawn), 1, figsize=(9, 2.6 * len(drawn)), squeeze=False)
         for panel, (title, cells) in zip(axes[:, 0], drawn, strict=True):
-            _bars(panel, results, cells)
+            are_rates = isinstance(cells[0], Rate)  # the floor's are so high that the others would not be seen
+            programs = [name for name in results.programs if not (are_rates and name == FLOOR)]
+            _bars(panel, results, programs, cells)
             panel.set_title(title, loc="left")
         axes[0, 0].legend(ncols=len(results.programs), frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
         figure.tight_layout()
@@ -48,13 +50,13 @@ def draw(results: Results, file: Path) -> None:
         pyplot.close(figure)
 
 
-def _bars(panel: Axes, results: Results, cells: Sequence[Cell]) -> None:
-    width = BAR_WIDTH / len(results.programs)
-    for index, program in enumerate(results.programs):
+def _bars(panel: Axes, results: Results, programs: Sequence[str], cells: Sequence[Cell]) -> None:
+    width = BAR_WIDTH / len(programs)
+    for index, program in enumerate(programs):
         places, medians, below, above = [], [], [], []
         for place, cell in enumerate(cells):
             samples = results.of(cell, program)
-            at = place + (index - (len(results.programs) - 1) / 2) * width
+            at = place + (index - (len(programs) - 1) / 2) * width
             if samples.median is None or samples.spread is None:
                 if samples.failures:
                     panel.text(at, 0, "failed", rotation=90, ha="center", va="bottom", fontsize=7)

@@ -1,0 +1,53 @@
+"""The order in which the benchmark measures, and what it shows meanwhile."""
+
+import io
+from collections import Counter
+
+from tests.bench.cells import ALL, FLOOR, OURS, PASST, PROGRAMS, SLIRP, Bulk
+from tests.bench.progress import Progress
+from tests.bench.schedule import Plan, rotated
+
+
+def test_rotation() -> None:
+    assert [rotated("abc", by) for by in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+
+
+def test_each_cell_is_measured_in_each_round_with_each_program() -> None:
+    plan = Plan(ALL, PROGRAMS, rounds=3, seconds=2.0)
+    counted = Counter((cell.name, name) for _, _, cells in plan.turns() for cell, names in cells for name in names)
+    assert set(counted.values()) == {3}
+    assert plan.measurement_count() == counted.total()
+    for cell in ALL:
+        assert {name for counted_cell, name in counted if counted_cell == cell.name} >= {OURS, PASST, SLIRP}
+
+
+def test_the_floor_is_measured_at_one_mtu_only() -> None:
+    plan = Plan(ALL, PROGRAMS, rounds=1, seconds=2.0)
+    with_floor = [cell for _, _, cells in plan.turns() for cell, names in cells if FLOOR in names]
+    assert {cell.mtu_bytes for cell in with_floor} == {65520}
+    assert len([cell for cell in with_floor if isinstance(cell, Bulk)]) == 4
+
+
+def test_no_program_is_always_the_first() -> None:
+    plan = Plan(ALL, PROGRAMS, rounds=4, seconds=2.0)
+    for cell in ALL:
+        first = [names[0] for _, _, cells in plan.turns() for turn, names in cells if turn == cell]
+        assert len(set(first)) > 1
+
+
+def test_cells_of_an_mtu_are_measured_together() -> None:
+    mtus = [mtu for _, mtu, _ in Plan(ALL, PROGRAMS, rounds=2, seconds=2.0).turns()]
+    assert mtus == [65520, 9000, 1500] * 2
+
+
+def test_progress_is_a_line_for_each_cell() -> None:
+    stream = io.StringIO()
+    progress = Progress(4, stream)
+    for cell in ("a", "b"):
+        progress.begin(cell)
+        progress.add(OURS, "1")
+        progress.add(PASST, "2")
+        progress.end()
+    first, second = stream.getvalue().splitlines()
+    assert first == "[  0%, 0:00] a:  trio-passt 1  passt 2"
+    assert second == "[ 50%, 0:00, 0:00 left] b:  trio-passt 1  passt 2"

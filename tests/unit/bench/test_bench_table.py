@@ -1,0 +1,81 @@
+"""The benchmark's page."""
+
+from tests.bench import table
+from tests.bench.about import About
+from tests.bench.cells import ALL, FLOOR, OURS, PASST, PROGRAMS, RR, SLIRP, Bulk, Cpu, Direction, rows
+from tests.bench.results import Idle, Results, Samples, Sharing
+from tests.bench.targets import Target
+
+UP = Bulk(Direction.UP, 65520, 1)
+ABOUT = About("2025-01-02", "6.1.0", "A CPU", 2, 0.5, {OURS: "0.1.0 (abc)", PASST: "0.0~git1"}, 5, 2.0)
+
+
+def _cells(line: str) -> list[str]:
+    return [text.strip() for text in line.strip("|").split("|")]
+
+
+def test_a_row() -> None:
+    results = Results(PROGRAMS, [UP])
+    for ours, passt in ((5.0, 4.0), (6.0, 3.0), (7.0, 2.0)):
+        results.add(UP, OURS, ours)
+        results.add(UP, PASST, passt)
+    results.add_failure(UP, SLIRP, "no way")
+    header, line, row = table.table(results, [UP])
+    assert _cells(header) == ["", OURS, PASST, SLIRP, "trio-passt / passt", "trio-passt / slirp4netns"]
+    assert set(line) == {"|", "-"}
+    assert _cells(row) == [UP.title, "6.00 (5.00-7.00)", "3.00 (2.00-4.00)", "failed", "2.00", "–"]
+    assert len(header) == len(line) == len(row)
+
+
+def test_rates_are_whole_numbers() -> None:
+    results = Results([OURS], [RR])
+    results.add(RR, OURS, 5432.1)
+    assert _cells(table.table(results, [RR])[2]) == [RR.title, "5432 (5432-5432)"]
+
+
+def test_no_cells_no_table() -> None:
+    assert table.table(Results(PROGRAMS, []), []) == []
+
+
+def test_the_floor_has_no_column_where_it_was_not_measured() -> None:
+    results = Results(PROGRAMS, [UP, Cpu(UP)])
+    results.add(UP, FLOOR, 12.0)
+    results.add(Cpu(UP), OURS, 1.0)
+    assert FLOOR in table.table(results, [UP])[0]
+    assert FLOOR not in table.table(results, [Cpu(UP)])[0]
+
+
+def test_failures_are_counted_beside_what_succeeded() -> None:
+    assert table.summary(Samples([1.0], ["a", "b"])) == "1.00 (1.00-1.00), failed 2 times"
+    assert table.summary(Samples([], ["a"])) == "failed"
+    assert table.summary(Samples()) == "–"
+
+
+def test_the_page_says_what_was_found() -> None:
+    results = Results(PROGRAMS, rows(ALL))
+    results.add(UP, OURS, 5.0)
+    results.add_failure(UP, PASST, "not finished after 13 s")
+    results.idle = Idle(10_000, 8.1, 0.001, 0.0)
+    results.sharing.append(Sharing("up", 1000, 8, 1.0, 3.0, 2.0, 0.9))
+    targets = [Target("a", True, "1.20"), Target("b", False, "0.80"), Target("c", None, "not measured")]
+    page = table.page(results, targets, ABOUT, "benchmark.svg")
+    for text in (
+        "2025-01-02, Linux 6.1.0, A CPU, 2 CPUs",
+        "trio-passt 0.1.0 (abc), passt 0.0~git1",
+        "](benchmark.svg)",
+        f"- {UP.title}, passt: not finished after 13 s",
+        "- 10000 open connections, idle: 8.1 KiB resident each, 0.10% of a CPU (without any: 0.00%).",
+        "- 1 GB, up: 3.00 s through 1000 connections at once, 2.00 s through 8: 1.50 times as long.",
+        "- met: a: 1.20",
+        "- **missed**: b: 0.80",
+        "- not measured: c: not measured",
+    ):
+        assert text in page
+
+
+def test_what_was_not_measured_has_no_section() -> None:
+    page = table.page(Results(PROGRAMS, [RR]), [], ABOUT, "benchmark.svg")
+    assert "## Exchanges" in page
+    assert "Gbit/s" not in page
+    assert "Many connections" not in page
+    assert "Failures" not in page

@@ -1,0 +1,95 @@
+"""What the benchmark says of trio-passt's targets."""
+
+import pytest
+
+from tests.bench import targets
+from tests.bench.cells import ALL, CRR, OURS, PASST, PROGRAMS, RR, SHORT, Bulk, Direction, Rate, rows
+from tests.bench.results import Idle, Results, Sharing
+
+ONE, EIGHT = Bulk(Direction.DOWN, 9000, 1), Bulk(Direction.DOWN, 9000, 8)
+
+
+@pytest.fixture
+def results() -> Results:
+    return Results(PROGRAMS, rows(ALL))
+
+
+def _found(results: Results, name: str) -> targets.Target:
+    (found,) = [target for target in [*targets.speed(results), *targets.scale(results)] if name in target.name]
+    return found
+
+
+def _measured(results: Results, cell: Bulk | Rate, program: str, *numbers: float) -> None:
+    for number in numbers:
+        results.add(cell, program, number)
+
+
+def test_nothing_is_met_by_not_measuring_it(results: Results) -> None:
+    found = list(targets.speed(results))
+    assert len(found) == 12 + 12 + 6 + 2  # ratio and steadiness of a bulk cell, 8 flows to 1, ratio of a rate
+    assert {target.is_met for target in found} == {None}
+
+
+@pytest.mark.parametrize(("ours", "is_met"), [(4.0, True), (3.9, False)])
+def test_throughput_is_at_least_passts(results: Results, ours: float, is_met: bool) -> None:
+    _measured(results, ONE, OURS, ours)
+    _measured(results, ONE, PASST, 0.1, 4.0, 9.0)
+    assert _found(results, f"{ONE.title}: ≥ 1 of passt").is_met is is_met
+
+
+@pytest.mark.parametrize("cell", [RR, CRR])
+@pytest.mark.parametrize(("ours", "is_met"), [(900.0, True), (890.0, False)])
+def test_rates_are_at_least_nine_tenths_of_passts(results: Results, cell: Rate, ours: float, is_met: bool) -> None:
+    _measured(results, cell, OURS, ours)
+    _measured(results, cell, PASST, 1000.0)
+    name = next(target.name for target in targets.speed(results) if target.name.startswith(f"{cell.title}:"))
+    assert _found(results, name).is_met is is_met
+
+
+@pytest.mark.parametrize(("slowest", "is_met"), [(7.0, True), (6.9, False)])
+def test_throughput_is_steady(results: Results, slowest: float, is_met: bool) -> None:
+    _measured(results, ONE, OURS, slowest, 10.0, 30.0)
+    assert _found(results, f"{ONE.title}: minimum").is_met is is_met
+
+
+def test_what_failed_once_is_not_steady(results: Results) -> None:
+    _measured(results, ONE, OURS, 10.0, 10.0)
+    results.add_failure(ONE, OURS, "once")
+    assert _found(results, f"{ONE.title}: minimum").is_met is False
+
+
+@pytest.mark.parametrize(("together", "is_met"), [(5.0, True), (4.9, False)])
+def test_eight_flows_are_not_slower_than_one(results: Results, together: float, is_met: bool) -> None:
+    _measured(results, ONE, OURS, 5.0)
+    _measured(results, EIGHT, OURS, together)
+    assert _found(results, f"{EIGHT.title}: not slower").is_met is is_met
+
+
+def test_the_short_form_compares_what_it_has() -> None:
+    results = Results(PROGRAMS, rows(SHORT))
+    (not_slower,) = [target for target in targets.speed(results) if "not slower" in target.name]
+    assert not_slower.is_met is None
+
+
+@pytest.mark.parametrize(("kib", "is_met"), [(24.9, True), (25.0, False)])
+def test_idle_connections_are_small(results: Results, kib: float, is_met: bool) -> None:
+    results.idle = Idle(10_000, kib, 0.0, 0.0)
+    assert _found(results, "resident").is_met is is_met
+
+
+@pytest.mark.parametrize(("cpu", "is_met"), [(0.0140, True), (0.0160, False)])
+def test_idle_connections_take_no_cpu_time(results: Results, cpu: float, is_met: bool) -> None:
+    results.idle = Idle(10_000, 8.0, cpu=cpu, cpu_before=0.01)
+    assert _found(results, "no CPU time").is_met is is_met
+
+
+@pytest.mark.parametrize(("many_s", "fairness", "expected"), [(3.0, 0.5, True), (3.1, 0.4, False)])
+def test_many_connections_at_once(results: Results, many_s: float, fairness: float, expected: bool) -> None:
+    results.sharing.append(Sharing("up", 1000, 8, 1.0, many_s, 2.0, fairness))
+    assert _found(results, "times as long").is_met is expected
+    assert _found(results, "slowest").is_met is expected
+
+
+def test_a_failure_is_a_missed_target(results: Results) -> None:
+    results.scale_failures.append("scale-up: nothing moves")
+    assert _found(results, "many connections").is_met is False
