@@ -35,6 +35,7 @@ ROUNDS, SECONDS = 5, 2.0
 SHORT_SECONDS = 0.5
 IDLE_CONNECTIONS, IDLE_SECONDS = 10_000, 5.0
 MANY, FEW, SHARED_BYTES, SHARING_ROUNDS = 1000, 8, 1_000_000_000, 3
+SHARING_ROUNDS_OF_OTHERS = 1
 SCALE_CELLS = ("scale-idle", *(f"scale-{direction}" for direction in cells.Direction))
 PR_SET_PDEATHSIG = 1
 
@@ -74,14 +75,14 @@ def main() -> int:
     install_missing(plan.programs)
     results = Results(plan.programs, cells.rows(plan.cells))
     facts = about(plan.programs, plan.rounds, plan.seconds)
-    progress = Progress(plan.measurement_count() + len(scale_cells))
+    progress = Progress(plan.measurement_count() + len(scale_cells) * len(plan.programs))
     with _directory() as directory, Topology() as topology:
         schedule.execute(plan, results, topology, directory, progress)
-        _measure_scale(scale_cells, results, topology, directory, progress)
+        _measure_scale(plan, scale_cells, results, topology, directory, progress)
 
     found = [*targets.speed(results), *targets.scale(results)]
     page = table.page(results, found, facts, f"{NAME}.svg")
-    is_complete = not options.only and plan.programs == cells.PROGRAMS and not options.short
+    is_complete = not options.only and plan.programs == cells.PROGRAMS and not options.short and plan.rounds >= ROUNDS
     output: Path | None = options.output or (DOCS if is_complete else None)
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -102,25 +103,32 @@ def main() -> int:
 
 
 def _measure_scale(
-    wanted: list[str], results: Results, topology: Topology, directory: Path, progress: Progress
+    plan: schedule.Plan,
+    wanted: list[str],
+    results: Results,
+    topology: Topology,
+    directory: Path,
+    progress: Progress,
 ) -> None:
-    """Each with a fresh process."""
+    """Each with a fresh process. The others share connections once, to compare; nobody's memory is compared."""
     for name in wanted:
         progress.begin(name)
-        try:
-            with scale.guest(topology, directory / name, IDLE_CONNECTIONS) as guest:
-                if name == "scale-idle":
-                    results.idle = scale.idle(guest, IDLE_CONNECTIONS, IDLE_SECONDS)
-                    shown = f"{results.idle.kib_per_connection:.1f} KiB each"
-                else:
-                    direction = cells.Direction(name.removeprefix("scale-"))
-                    one = scale.sharing(guest, direction, MANY, FEW, SHARED_BYTES, SHARING_ROUNDS)
-                    results.sharing.append(one)
-                    shown = f"{one.time_ratio:.2f} times as long, slowest has {one.fairness:.2f} of median"
-        except (MeasurementError, OSError, RuntimeError, AssertionError) as error:
-            shown = f"failed ({str(error).partition(chr(10))[0]})"
-            results.scale_failures.append(f"{name}: {error}")
-        progress.add(cells.OURS, shown)
+        for program in (cells.OURS,) if name == "scale-idle" else plan.programs:
+            try:
+                with scale.guest(topology, directory / f"{name}-{program}", IDLE_CONNECTIONS, program) as guest:
+                    if name == "scale-idle":
+                        results.idle = scale.idle(guest, IDLE_CONNECTIONS, IDLE_SECONDS)
+                        shown = f"{results.idle.kib_per_connection:.1f} KiB each"
+                    else:
+                        direction = cells.Direction(name.removeprefix("scale-"))
+                        rounds = SHARING_ROUNDS if program == cells.OURS else SHARING_ROUNDS_OF_OTHERS
+                        one = scale.sharing(guest, direction, MANY, FEW, SHARED_BYTES, rounds)
+                        results.sharing.append(one)
+                        shown = f"{one.time_ratio:.2f} times as long, slowest has {one.fairness:.2f} of median"
+            except (MeasurementError, OSError, RuntimeError, AssertionError) as error:
+                shown = f"failed ({str(error).partition(chr(10))[0]})"
+                results.scale_failures.append((program, f"{name}: {error}"))
+            progress.add(program, shown)
         progress.end()
 
 

@@ -10,10 +10,11 @@
  * A client prints what it measured as one line of JSON; one that fails says why, and its status is 1.
  *
  * The first byte of a connection tells the server what it is for: 'c' is answered, and the server closes; 'e' and
- * whatever follows is echoed; 'd' and a number (8 bytes, as on this machine) asks for so many bytes; 'u' and the number
- * that all such connections have together announces an upload, answered at its end; 'q' asks for how fairly the
- * uploads progressed. That is seen in the middle, when half of all bytes have arrived: what the slowest
- * connection's receiver had by then, and what the median one's. (At the end everybody has everything.)
+ * whatever follows is echoed; 'd' and two numbers (of 8 bytes each, as on this machine) asks for so many bytes, which
+ * start when so many connections have asked; 'u' and two numbers, how many bytes how many connections have together,
+ * announces an upload, whose end is answered; 'q' asks for how fairly the uploads progressed. That is seen in the
+ * middle, when half of all bytes have arrived: what the slowest connection's receiver had by then, and what the
+ * median one's. (At the end everybody has everything.)
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,13 +30,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CHUNK = 64 * 1024, EVENTS = 256, MAX_DESCRIPTORS = 1 << 16, SILENCE_S = 20, WARM_UP = 50, HEADER = 9 };
+enum { CHUNK = 64 * 1024, EVENTS = 256, MAX_DESCRIPTORS = 1 << 16, SILENCE_S = 20, WARM_UP = 50, HEADER = 17 };
 
 struct connection {
     int fd;
     unsigned char header[HEADER];
     size_t header_bytes;
-    uint64_t number, received, sent;
+    uint64_t number, group, received, sent;
 };
 
 struct shares { /* of the connections' receivers, in the middle */
@@ -45,6 +46,7 @@ struct shares { /* of the connections' receivers, in the middle */
 
 static char chunk[CHUNK];
 static struct connection *connections[MAX_DESCRIPTORS]; /* by descriptor */
+static int descriptors;                                 /* none of them is greater or equal */
 
 __attribute__((noreturn)) static void fail(const char *what)
 {
@@ -98,6 +100,8 @@ static struct connection *add(int fd)
     if (fd >= MAX_DESCRIPTORS || !(connections[fd] = calloc(1, sizeof **connections)))
         fail("too many connections");
     connections[fd]->fd = fd;
+    if (fd >= descriptors)
+        descriptors = fd + 1;
     return connections[fd];
 }
 
@@ -114,7 +118,7 @@ static void count_share(struct shares *shares, uint64_t bytes, unsigned char kin
     if (shares->taken || shares->received < shares->total / 2)
         return;
     size_t count = 0;
-    for (int fd = 0; fd < MAX_DESCRIPTORS; fd++)
+    for (int fd = 0; fd < descriptors; fd++)
         if (connections[fd] && connections[fd]->header[0] == kind)
             received[count++] = connections[fd]->received;
     qsort(received, count, sizeof *received, ascending);
@@ -132,6 +136,21 @@ static void end(struct connection *connection)
     free(connection);
 }
 
+static int asked_for_download(int fd)
+{
+    return connections[fd] && connections[fd]->header[0] == 'd' && connections[fd]->header_bytes == HEADER;
+}
+
+static void start_downloads(int epoll, uint64_t group) /* when all have asked: none is ahead from the start */
+{
+    uint64_t count = 0;
+    for (int fd = 0; fd < descriptors; fd++)
+        count += (uint64_t)asked_for_download(fd);
+    for (int fd = 0; fd < descriptors && count == group; fd++)
+        if (asked_for_download(fd))
+            watch(epoll, connections[fd], EPOLL_CTL_MOD, EPOLLOUT);
+}
+
 static int takes_header(struct connection *connection, int epoll, struct shares *shares) /* false: the end */
 {
     size_t wanted = connection->header_bytes && strchr("du", connection->header[0]) ? HEADER : 1;
@@ -141,6 +160,7 @@ static int takes_header(struct connection *connection, int epoll, struct shares 
         return got < 0 && errno == EAGAIN;
     connection->header_bytes += (size_t)got;
     memcpy(&connection->number, connection->header + 1, sizeof connection->number);
+    memcpy(&connection->group, connection->header + 9, sizeof connection->group);
     switch (connection->header[0]) {
     case 'c':
         send(connection->fd, "c", 1, MSG_NOSIGNAL);
@@ -149,7 +169,7 @@ static int takes_header(struct connection *connection, int epoll, struct shares 
         return send(connection->fd, "e", 1, MSG_NOSIGNAL) == 1;
     case 'd':
         if (connection->header_bytes == HEADER)
-            watch(epoll, connection, EPOLL_CTL_MOD, EPOLLOUT);
+            start_downloads(epoll, connection->group);
         return 1;
     case 'u':
         if (connection->header_bytes == HEADER && shares->total != connection->number)
@@ -265,11 +285,12 @@ static void hold(char **address, int count)
         ;
 }
 
-static void start_transfer(struct connection *connection, int epoll, char kind, uint64_t total)
+static void start_transfer(struct connection *connection, int epoll, char kind, uint64_t total, uint64_t group)
 {
     connection->header[0] = (unsigned char)kind;
     uint64_t number = kind == 'u' ? total : connection->number;
     memcpy(connection->header + 1, &number, sizeof number);
+    memcpy(connection->header + 9, &group, sizeof group);
     if (send(connection->fd, connection->header, HEADER, MSG_NOSIGNAL) != HEADER)
         fail("start");
     watch(epoll, connection, EPOLL_CTL_ADD, kind == 'u' ? EPOLLOUT : EPOLLIN);
@@ -314,7 +335,7 @@ static void share(char kind, char **address, int count, uint64_t total)
     struct shares shares = {.total = total};
     double start = now_s();
     for (int index = 0; index < count; index++)
-        start_transfer(all[index], epoll, kind, total);
+        start_transfer(all[index], epoll, kind, total, (uint64_t)count);
     while (left) {
         int ready = epoll_wait(epoll, events, EVENTS, SILENCE_S * 1000);
         if (ready <= 0)

@@ -32,12 +32,23 @@ class Running:
         """CPU time that the process has used, in user and in kernel mode."""
         return cpu_seconds(self.process_id) if self.process_id is not None else 0.0
 
+    def has_ended(self) -> bool:
+        """Whether the process is no more, or a zombie."""
+        return self.process_id is not None and _stat(self.process_id)[0] in ("", "Z")
+
 
 def cpu_seconds(process_id: int) -> float:
     """CPU time of a process, with all its threads, without its children (proc_pid_stat(5))."""
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    user_ticks, system_ticks = int(fields[11]), int(fields[12])
-    return (user_ticks + system_ticks) / TICKS_PER_S
+    user_ticks, system_ticks = _stat(process_id)[11:13]
+    return (int(user_ticks or 0) + int(system_ticks or 0)) / TICKS_PER_S
+
+
+def _stat(process_id: int) -> list[str]:
+    """What follows the name in /proc/PID/stat; empty words if there is no such process."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return [""] * 50
 
 
 @contextlib.contextmanager

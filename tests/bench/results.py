@@ -61,6 +61,7 @@ class Sharing:
     what the median one had.
     """
 
+    program: str
     direction: str
     many: int
     few: int
@@ -83,7 +84,8 @@ class Results:
         self.cells = list(cells)
         self.idle: Idle | None = None
         self.sharing: list[Sharing] = []
-        self.scale_failures: list[str] = []
+        self.scale_failures: list[tuple[str, str]] = []
+        """Program, and what failed."""
         self._samples: dict[Key, Samples] = {}
 
     def add(self, cell: Cell, program: str, number: float) -> None:

@@ -29,18 +29,11 @@ SHARE_TIMEOUT_S = 90.0
 
 
 @contextlib.contextmanager
-def guest(topology: Topology, directory: Path, connection_count: int) -> Iterator[Running]:
-    """trio-passt with a guest, and a server for so many connections."""
-    allow_descriptors(connection_count + 1000)
-    with measure.load_server(topology.remote), running(OURS, topology, directory, MTU_BYTES) as started:
+def guest(topology: Topology, directory: Path, connection_count: int, program: str = OURS) -> Iterator[Running]:
+    """A program with a guest, and a server for so many connections."""
+    _allow_descriptors(connection_count + 1000)
+    with measure.load_server(topology.remote), running(program, topology, directory, MTU_BYTES) as started:
         yield started
-
-
-def allow_descriptors(count: int) -> None:
-    """Of this process, and of those that it starts: the hard limit. Root may raise it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, count))
 
 
 def idle(running: Running, count: int, seconds: float) -> Idle:
@@ -68,7 +61,14 @@ def sharing(running: Running, direction: Direction, many: int, few: int, byte_co
             if count == many:
                 fairness.append(report["halfway_slowest"] / max(1, report["halfway_median"]))
     many_s, few_s = statistics.median(times[many]), statistics.median(times[few])
-    return Sharing(direction, many, few, byte_count / 1e9, many_s, few_s, statistics.median(fairness))
+    return Sharing(running.name, direction, many, few, byte_count / 1e9, many_s, few_s, statistics.median(fairness))
+
+
+def _allow_descriptors(count: int) -> None:
+    """Of this process, and of those that it starts: the hard limit. Root may raise it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, count))
 
 
 def _cpu_share(running: Running, seconds: float) -> float:

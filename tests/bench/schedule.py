@@ -95,6 +95,8 @@ def _measure(plan: Plan, program: _Program, cell: Measured, topology: Topology, 
             number = measure.rate(guest, cell, plan.seconds)
     except (measure.MeasurementError, OSError, RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
+        if program.has_ended():
+            reason = f"its process has ended: {reason}"
         results.add_failure(cell, program.name, reason)
         program.stop()
         return f"failed ({reason})"
@@ -118,6 +120,10 @@ class _Program:
             started = running(self.name, self._topology, directory, self._mtu_bytes)
             self._running = self._stack.enter_context(started)
         return self._running
+
+    def has_ended(self) -> bool:
+        """Whether it was started, and has ended by itself."""
+        return self._running is not None and self._running.has_ended()
 
     def stop(self) -> None:
         """End it and its guest."""

@@ -52,7 +52,7 @@ def page(results: Results, targets: list[Target], about: About, plot: str) -> st
         "CPU seconds of the program for a gigabyte (less is better)": table(
             results, [cell for cell in results.cells if isinstance(cell, Cpu)]
         ),
-        "Many connections, trio-passt alone": _scale(results),
+        "Many connections": _scale(results),
         "Failures": _failures(results),
         "Targets": [f"- {_mark(target)} {target.name}: {target.found}" for target in targets],
     }
@@ -112,14 +112,14 @@ def _scale(results: Results) -> list[str]:
     if idle := results.idle:
         each = f"{idle.kib_per_connection:.1f} KiB resident each"
         cpu = f"{idle.cpu:.2%} of a CPU (without any: {idle.cpu_before:.2%})"
-        lines.append(f"- {idle.count} open connections, idle: {each}, {cpu}.")
+        lines.append(f"- {OURS}, {idle.count} open connections, idle: {each}, {cpu}.")
     for one in results.sharing:
         times = f"{one.many_s:.2f} s through {one.many} connections at once, {one.few_s:.2f} s through {one.few}"
         lines += [
-            f"- {one.gigabytes:g} GB, {one.direction}: {times}: {one.time_ratio:.2f} times as long.",
+            f"- {one.program}, {one.gigabytes:g} GB {one.direction}: {times}: {one.time_ratio:.2f} times as long.",
             f"  When half had arrived, the slowest of {one.many} had {one.fairness:.2f} of what the median one had.",
         ]
-    return lines + [f"- {FAILED}: {failure}" for failure in results.scale_failures]
+    return lines + [f"- {program}, {FAILED}: {failure}" for program, failure in results.scale_failures]
 
 
 def _failures(results: Results) -> list[str]:

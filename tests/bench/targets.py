@@ -49,13 +49,14 @@ def scale(results: Results) -> Iterator[Target]:
         name = f"{idle.count} idle connections"
         yield Target(f"{name}: resident < {RESIDENT_KIB:g} KiB each", resident < RESIDENT_KIB, f"{resident:.1f} KiB")
         yield Target(f"{name}: no CPU time", cpu <= IDLE_CPU, f"{cpu:.2%} of a CPU more than with none")
-    for one in results.sharing:
+    for one in (one for one in results.sharing if one.program == OURS):
         name = f"{one.many} connections at once, {one.direction}"
         in_time, fair = one.time_ratio <= TIME_RATIO, one.fairness >= FAIR_SHARE
         yield Target(f"{name}: ≤ {TIME_RATIO:g} times as long as {one.few}", in_time, f"{one.time_ratio:.2f}")
         yield Target(f"{name}: slowest ≥ {FAIR_SHARE:g} of the median", fair, f"{one.fairness:.2f}")
-    for failure in results.scale_failures:
-        yield Target("many connections", False, failure)
+    for program, failure in results.scale_failures:
+        if program == OURS:
+            yield Target("many connections", False, failure)
 
 
 def _ratio(results: Results, cell: Bulk | Rate, wanted: float) -> Target:

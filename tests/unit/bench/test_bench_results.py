@@ -72,7 +72,7 @@ def test_json_has_everything(results: Results) -> None:
     results.add(UP, OURS, 5.0)
     results.add_failure(UP, PASST, "no way")
     results.idle = Idle(10_000, 8.1, 0.001, 0.0)
-    results.sharing.append(Sharing("up", 1000, 8, 1.0, 3.0, 2.0, 0.9))
+    results.sharing.append(Sharing(OURS, "up", 1000, 8, 1.0, 3.0, 2.0, 0.9))
     document = json.loads(json.dumps(results.to_json()))
     (cell,) = [cell for cell in document["cells"] if cell["cell"] == "up-65520-1"]
     assert cell["unit"] == "Gbit/s"
@@ -90,4 +90,4 @@ def test_json_has_everything(results: Results) -> None:
 
 
 def test_sharing_compares_times() -> None:
-    assert Sharing("up", 1000, 8, 1.0, many_s=3.0, few_s=2.0, fairness=1.0).time_ratio == 1.5
+    assert Sharing(OURS, "up", 1000, 8, 1.0, many_s=3.0, few_s=2.0, fairness=1.0).time_ratio == 1.5

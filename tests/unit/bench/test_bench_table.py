@@ -56,7 +56,7 @@ def test_the_page_says_what_was_found() -> None:
     results.add(UP, OURS, 5.0)
     results.add_failure(UP, PASST, "not finished after 13 s")
     results.idle = Idle(10_000, 8.1, 0.001, 0.0)
-    results.sharing.append(Sharing("up", 1000, 8, 1.0, 3.0, 2.0, 0.9))
+    results.sharing.append(Sharing(OURS, "up", 1000, 8, 1.0, 3.0, 2.0, 0.9))
     targets = [Target("a", True, "1.20"), Target("b", False, "0.80"), Target("c", None, "not measured")]
     page = table.page(results, targets, ABOUT, "benchmark.svg")
     for text in (
@@ -64,8 +64,8 @@ def test_the_page_says_what_was_found() -> None:
         "trio-passt 0.1.0 (abc), passt 0.0~git1",
         "](benchmark.svg)",
         f"- {UP.title}, passt: not finished after 13 s",
-        "- 10000 open connections, idle: 8.1 KiB resident each, 0.10% of a CPU (without any: 0.00%).",
-        "- 1 GB, up: 3.00 s through 1000 connections at once, 2.00 s through 8: 1.50 times as long.",
+        "- trio-passt, 10000 open connections, idle: 8.1 KiB resident each, 0.10% of a CPU (without any: 0.00%).",
+        "- trio-passt, 1 GB up: 3.00 s through 1000 connections at once, 2.00 s through 8: 1.50 times as long.",
         "- met: a: 1.20",
         "- **missed**: b: 0.80",
         "- not measured: c: not measured",
