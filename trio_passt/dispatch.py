@@ -24,7 +24,7 @@ from trio_passt.icmp.flow import EchoFlow
 from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.tcp.flow import TcpFlow
 from trio_passt.udp.flow import InboundUdp, OutboundUdp, UdpFlow
-from trio_passt.wire import ethernet, frames, icmp, ip, ipv4, ipv6, tcp, udp
+from trio_passt.wire import ethernet, frames, icmp, ip, ipv4, ipv6, plain, tcp, udp
 from trio_passt.wire.coalesce import JoinedSegments, coalesce
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EtherType
@@ -92,6 +92,8 @@ class Dispatcher:
         self._to_wake.clear()
 
     def _take_frame(self, frame: memoryview) -> None:
+        if (expected := plain.parse(frame)) is not None and self._take_plain(*expected):
+            return
         header, payload = ethernet.parse(frame)
         self._session.guest.learn_mac(header.source)
         match header.ethertype:
@@ -105,6 +107,16 @@ class Dispatcher:
                 self._drops["address family is off"] += 1
             case _:
                 self._drops["unknown EtherType"] += 1
+
+    def _take_plain(self, mac: bytes, ends: plain.Ends, segment: TcpSegment) -> bool:
+        """A segment of a connection that is known, from a guest that is; all others take the long way."""
+        flow = self.tcp.get(ends)
+        if flow is None or mac != self._session.guest.mac:
+            return False
+        self._session.guest.learn_address(ends[0])
+        flow.deliver(segment)
+        self._to_wake[flow] = None
+        return True
 
     def _take_joined(self, run: JoinedSegments) -> None:
         if not (self._network.ipv4 if len(run.source) == 4 else self._network.ipv6):

@@ -41,6 +41,7 @@ PURE_TCP_FILES = (
     "to_guest",
     "opening",
     "keepalive",
+    "riding",
     "rtt",
     "timeouts",
 )

@@ -58,13 +58,13 @@ class FlowTable(Generic[F]):
     def __init__(self, nursery: trio.Nursery, limit: FlowLimit) -> None:
         self._nursery = nursery
         self._limit = limit
-        self._flows: dict[FlowKey, F] = {}
+        self._flows: dict[tuple[bytes, int, bytes, int], F] = {}
 
     def __len__(self) -> int:
         return len(self._flows)
 
-    def get(self, key: FlowKey) -> F | None:
-        """The running flow with this key."""
+    def get(self, key: tuple[bytes, int, bytes, int]) -> F | None:
+        """The running flow with this key, given as `FlowKey` or as a tuple that equals it."""
         return self._flows.get(key)
 
     def start(self, flow: F) -> bool:

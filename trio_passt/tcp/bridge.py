@@ -9,11 +9,13 @@ import socket
 
 from trio_passt.host import readiness, sockets
 from trio_passt.host.queue import ReceiveQueue
+from trio_passt.host.send_queue import SendQueue
 from trio_passt.tcp import closing, seq, timeouts
 from trio_passt.tcp.closing import FromGuestState, ToGuestState
 from trio_passt.tcp.from_guest import FromGuest, Receipt
 from trio_passt.tcp.keepalive import Keepalive
 from trio_passt.tcp.output import Output
+from trio_passt.tcp.riding import Riding
 from trio_passt.tcp.to_guest import Timeout, ToGuest
 from trio_passt.wire import tcp
 from trio_passt.wire.tcp import TcpSegment
@@ -40,14 +42,15 @@ class Bridge:
         "_answer_now",
         "_fails_at",
         "_failure",
-        "_free_when_idle",
         "_host",
         "_keepalive",
         "_output",
         "_progress_at",
-        "_queue",
+        "_receive_queue",
         "_resend_first",
-        "_writable",
+        "_riding",
+        "_send_queue",
+        "due",
         "from_guest",
         "has_more",
         "to_guest",
@@ -57,7 +60,7 @@ class Bridge:
         self,
         output: Output,
         host: socket.socket,
-        queue: ReceiveQueue,
+        receive_queue: ReceiveQueue,
         from_guest: FromGuest,
         to_guest: ToGuest,
         now: float,
@@ -66,18 +69,20 @@ class Bridge:
         self.to_guest = to_guest
         self.has_more = False
         """After `send`: all that one turn allows went out, so there may be more, and the next turn should come soon."""
+        self.due = now
+        """When `expire` has something to do, or the host's progress is to be looked up."""
         self._output = output
         self._host = host
-        self._queue = queue
+        self._receive_queue = receive_queue
+        self._send_queue = SendQueue(host)
         self._keepalive = Keepalive(now)
-        self._writable = True
-        self._failure: OSError | None = None
-        self._fails_at = math.inf
-        self._free_when_idle: int | None = None
+        self._riding = Riding()
         self._acknowledged_bytes = 0
         self._answer_now = False
         self._resend_first = False
         self._progress_at = now
+        self._failure: OSError | None = None
+        self._fails_at = math.inf
 
     # -- what happened --------------------------------------------------------------------------------------------
 
@@ -88,20 +93,20 @@ class Bridge:
             if error is not None:
                 self._host_failed(error, now)
         if mask & readiness.PEER_CLOSED:
-            self._queue.at_end = True
+            self._receive_queue.at_end = True
         if mask & readiness.URGENT:
-            self._queue.has_urgent = True
+            self._receive_queue.has_urgent = True
         if mask & (readiness.READABLE | readiness.PEER_CLOSED | readiness.HANG_UP):
-            self._queue.readable = True
+            self._receive_queue.readable = True
         if mask & readiness.WRITABLE:
-            self._writable = True
+            self._send_queue.has_room_again()
 
     def _host_failed(self, error: OSError, now: float) -> None:
         """Reset, most likely.  What came before is still in the receive queue, and the guest's (see `send`)."""
         self._failure = error
         self._fails_at = now + timeouts.AFTER_HOST_RESET_S
-        self._queue.at_end = True
-        self._queue.readable = True
+        self._receive_queue.at_end = True
+        self._receive_queue.readable = True
 
     def take(self, segment: TcpSegment, now: float) -> None:
         """One segment from the guest, checked in the order of RFC 9293 section 3.10.7.4.
@@ -111,20 +116,17 @@ class Bridge:
         too: a guest that has forgotten the connection answers with that number, and it lags behind while the host's
         peer has not acknowledged.
         """
-        from_guest = self.from_guest
+        from_guest, flags = self.from_guest, segment.flags
         acceptable = from_guest.is_acceptable(segment)
-        if segment.flags & tcp.RST:
+        if flags & tcp.RST:
             if segment.seq in (from_guest.next, from_guest.acknowledged):
                 raise GuestReset
             self._answer_now |= acceptable
             return
-        if not acceptable:
+        if not acceptable or flags & tcp.SYN:
             self._answer_now = True
             return
-        if segment.flags & tcp.SYN:
-            self._answer_now = True
-            return
-        if not segment.flags & tcp.ACK:
+        if not flags & tcp.ACK:
             return
         acknowledgement = self.to_guest.acknowledge(segment, now)
         if not acknowledgement.is_valid:
@@ -134,10 +136,13 @@ class Bridge:
         self._acknowledged_bytes += acknowledgement.data_bytes
         if acknowledgement.resend_first:
             self._resend_first = True
+        if not segment.payload and not flags & tcp.FIN:
+            return
         if from_guest.acknowledged == from_guest.next:
             self._progress_at = now  # from here on it is the host's peer that is waited for
-        receipt = from_guest.receive(segment)
-        if receipt is Receipt.OUT_OF_ORDER or (receipt is Receipt.NOTHING_NEW and segment.sequence_length):
+        if from_guest.receive(segment) is Receipt.IN_ORDER:
+            self._riding.asked(now)
+        else:
             self._answer_now = True
 
     def answer_at_once(self) -> None:
@@ -155,24 +160,15 @@ class Bridge:
         if self.to_guest.deadline is not None and now >= self.to_guest.deadline:
             match self.to_guest.timed_out(now):
                 case Timeout.RETRANSMIT:
-                    self._queue.readable = True  # what was sent is in the queue, to be peeked again
+                    self._receive_queue.readable = True  # what was sent is in the queue, to be peeked again
                 case Timeout.PROBE:
                     self._probe()
                 case Timeout.GIVE_UP:
                     raise TimeoutError(errno.ETIMEDOUT, "the guest does not acknowledge")
-        if now >= self._keepalive.deadline(self._has_begun_to_close()):
+        if now >= self._keepalive.due:
             if not self._keepalive.probe(now):
                 raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer probes")
             self._probe()
-
-    def deadline(self, now: float) -> float:
-        """When `expire`, or another look at the host's progress, is due."""
-        deadline = min(self._keepalive.deadline(self._has_begun_to_close()), self._fails_at)
-        if self.to_guest.deadline is not None:
-            deadline = min(deadline, self.to_guest.deadline)
-        if self.from_guest.acknowledged != self.from_guest.held:
-            deadline = min(deadline, now + timeouts.ACK_POLL_S)
-        return deadline
 
     def is_finished(self) -> bool:
         """Both ways are closed and acknowledged."""
@@ -182,18 +178,15 @@ class Bridge:
 
     def write_to_host(self, now: float) -> None:
         """Give the host socket what the guest sent, and after its FIN shut it down for writing."""
-        from_guest = self.from_guest
+        from_guest, queue = self.from_guest, self._send_queue
         if self._failure is not None:
             return
         try:
-            while self._writable and from_guest.pending_bytes:
-                self._free_when_idle = None
-                from_guest.delivered(self._host.sendmsg(list(from_guest.pending(PIECES_PER_WRITE))))
+            while queue.writable and from_guest.pending_bytes:
+                from_guest.delivered(queue.write(from_guest.pending(PIECES_PER_WRITE)))
             if from_guest.state is FromGuestState.RECEIVED and not from_guest.pending_bytes:
-                self._host.shutdown(socket.SHUT_WR)
+                queue.shut_down()
                 from_guest.host_shut_down()
-        except BlockingIOError:
-            self._writable = False
         except OSError as error:
             self._host_failed(error, now)
         if from_guest.pending_bytes:
@@ -206,20 +199,36 @@ class Bridge:
         host socket that has failed, when there is nothing left that came before.
         """
         if self._acknowledged_bytes:
-            self._queue.discard(self._acknowledged_bytes)
+            self._receive_queue.discard(self._acknowledged_bytes)
             self._acknowledged_bytes = 0
+        from_guest, riding = self.from_guest, self._riding
         ack = self._acknowledgeable(now)
-        window = self.from_guest.window_after(self._free_bytes(), ack)
-        if ack != self.from_guest.acknowledged:
+        window = from_guest.window_after(self._free_bytes(), ack)
+        if ack != from_guest.acknowledged:
             self._progress_at = now
-        due = self._answer_now or ack != self.from_guest.acknowledged or self._opens_window(window, ack)
-        if self._send_data(ack, window, now) or (
-            due and self._output.segment(self.to_guest.next, ack, tcp.ACK, window)
-        ):
-            self._answer_now = False
-            self.from_guest.acknowledged_to_guest(ack, window)
+        if self._send_data(ack, window, now):
+            self._acknowledged_to_guest(ack, window)
+            riding.answered(now)
+        elif self._has_to_be_told(ack, window, now) and self._output.segment(self.to_guest.next, ack, tcp.ACK, window):
+            self._acknowledged_to_guest(ack, window)
+            riding.went_alone()
         if self._failure is not None and self._all_is_sent():
             raise self._failure
+        self._set_due(now)
+
+    def _has_to_be_told(self, ack: int, window: int, now: float) -> bool:
+        """Whether acknowledgement and window are worth a segment of their own, now."""
+        if self._answer_now or self._opens_window(window, ack):
+            return True
+        from_guest = self.from_guest
+        if ack == from_guest.acknowledged:
+            return False
+        is_little = seq.distance(from_guest.acknowledged, ack) < self.to_guest.mss
+        return not (is_little and from_guest.state is FromGuestState.OPEN and self._riding.may_wait(now))
+
+    def _acknowledged_to_guest(self, ack: int, window: int) -> None:
+        self._answer_now = False
+        self.from_guest.acknowledged_to_guest(ack, window)
 
     def _all_is_sent(self) -> bool:
         to_guest = self.to_guest
@@ -227,12 +236,23 @@ class Bridge:
             return True
         return sockets.received_bytes(self._host) <= to_guest.queue_offset
 
+    def _set_due(self, now: float) -> None:
+        from_guest, to_guest, keepalive = self.from_guest, self.to_guest, self._keepalive
+        if closing.has_begun_to_close(from_guest.state, to_guest.state):
+            keepalive.half_closed()
+        due = min(keepalive.due, self._fails_at, self._riding.due)
+        if to_guest.deadline is not None and to_guest.deadline < due:
+            due = to_guest.deadline
+        if from_guest.acknowledged != from_guest.next and from_guest.acknowledged != from_guest.held:
+            due = min(due, now + timeouts.ACK_POLL_S)
+        self.due = due
+
     def _send_data(self, ack: int, window: int, now: float) -> bool:
         """True if anything went out, so that no bare ACK is needed."""
         to_guest = self.to_guest
         went_out = self._resend_first and self._resend(ack, window)
         self.has_more = False
-        if to_guest.state is ToGuestState.OPEN and self._queue.readable:
+        if to_guest.state is ToGuestState.OPEN and self._receive_queue.readable:
             went_out |= self._send_new(ack, window, now)
         if to_guest.state is ToGuestState.DUE and self._output.segment(to_guest.next, ack, tcp.FIN | tcp.ACK, window):
             to_guest.fin_sent(now)
@@ -242,12 +262,12 @@ class Bridge:
     def _send_new(self, ack: int, window: int, now: float) -> bool:
         to_guest = self.to_guest
         offset = to_guest.queue_offset
-        room = min(to_guest.room(), self._queue.reach - offset)
+        room = min(to_guest.room(), self._receive_queue.reach - offset)
         if room <= 0:
             if to_guest.window == 0 and not to_guest.in_flight:
                 to_guest.window_closed(now)
             return False
-        view = self._queue.peek(offset, room)
+        view = self._receive_queue.peek(offset, room)
         if view is None:
             return False
         if not view:
@@ -258,15 +278,15 @@ class Bridge:
         if taken:
             to_guest.sent(taken, now)
         if taken < len(view):
-            self._queue.readable = True  # the rest of it, when the link has room
-        self.has_more = taken == len(view) and self._queue.readable
+            self._receive_queue.readable = True  # the rest of it, when the link has room
+        self.has_more = taken == len(view) and self._receive_queue.readable
         return taken > 0
 
     def _resend(self, ack: int, window: int) -> bool:
         """Once more the segment that the guest misses, if it still does; on a full link, as soon as there is room."""
         to_guest = self.to_guest
         in_flight = to_guest.queue_offset
-        view = self._queue.peek(0, min(to_guest.mss, in_flight)) if in_flight else None
+        view = self._receive_queue.peek(0, min(to_guest.mss, in_flight)) if in_flight else None
         if view:
             went_out = self._output.data(to_guest.una, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss) > 0
         elif to_guest.state is ToGuestState.SENT:
@@ -290,32 +310,22 @@ class Bridge:
         from_guest = self.from_guest
         if from_guest.acknowledged == from_guest.next or self._failure is not None:
             return from_guest.acknowledged
-        round_trip_s = sockets.round_trip_s(self._host)
+        round_trip_s = self._send_queue.round_trip_s(now)
         is_near = round_trip_s < timeouts.NEAR_PEER_RTT_S
         patience_s = (
             timeouts.STALLED_NEAR_S if is_near else max(timeouts.STALLED_S, timeouts.STALLED_ROUND_TRIPS * round_trip_s)
         )
         if now - self._progress_at >= patience_s:
             return from_guest.held
-        return from_guest.acknowledgeable(0 if is_near else sockets.unacknowledged(self._host))
+        return from_guest.acknowledgeable(0 if is_near else self._send_queue.unacknowledged())
 
     def _free_bytes(self) -> int:
-        """What the send buffer has room for; what it was is remembered for as long as nothing is in it."""
-        free = self._free_when_idle
-        if free is None:
-            waiting = sockets.unacknowledged(self._host)
-            free = sockets.send_buffer_bytes(self._host) - waiting
-            if not waiting:
-                self._free_when_idle = free
-        return max(free, WINDOW_FLOOR_BYTES) - self.from_guest.pending_bytes
+        return max(self._send_queue.free_bytes(), WINDOW_FLOOR_BYTES) - self.from_guest.pending_bytes
 
     def _opens_window(self, window: int, ack: int) -> bool:
         """Whether telling the guest of this window is worth a segment (RFC 9293 section 3.8.6.2.2)."""
         least = min(self.to_guest.mss, WINDOW_FLOOR_BYTES // 2)
         return self.from_guest.window < 2 * least and self.from_guest.window_gain(window, ack) >= least
-
-    def _has_begun_to_close(self) -> bool:
-        return closing.has_begun_to_close(self.from_guest.state, self.to_guest.state)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,6 @@ from collections import deque
 from collections.abc import Callable
 
 import trio
-from attrs import evolve
 
 from trio_passt.flow.doorbell import AGAIN, Doorbell
 from trio_passt.flow.key import FlowKey
@@ -118,7 +117,7 @@ class TcpFlow:
     def outbound(cls, session: Session, key: FlowKey, syn: TcpSegment, destination: Endpoint) -> "TcpFlow":
         """A connection that the guest opens with `syn`, to be connected to `destination` by the host."""
         flow = cls(session, key)
-        flow._syn = evolve(syn, payload=b"")  # a view, even an empty one, would hold the memory of a whole batch
+        flow._syn = syn._replace(payload=b"")  # a view, even an empty one, would hold the memory of a whole batch
         flow._destination = destination
         flow._reset_numbers = (0, seq.add(syn.seq, syn.sequence_length))
         return flow
@@ -160,15 +159,17 @@ class TcpFlow:
         """All that can be done now; the time of the next turn, `AGAIN` if there is more to do, `None` at the end."""
         bridge, now = self._bridge, trio.current_time()
         assert bridge is not None
-        bridge.host_event(self._take_host_events(), now)
+        if self._host_events:
+            bridge.host_event(self._take_host_events(), now)
         while self._inbox:
             bridge.take(self._inbox.popleft(), now)
-        bridge.expire(now)
+        if now >= bridge.due:
+            bridge.expire(now)
         bridge.write_to_host(now)
         bridge.send(now)
         if bridge.is_finished():
             return None
-        return AGAIN if bridge.has_more else bridge.deadline(now)
+        return AGAIN if bridge.has_more else bridge.due
 
     async def _open(self) -> Bridge:
         """Connect the host and shake hands with the guest, in the order in which a peer would answer."""
@@ -232,7 +233,7 @@ class TcpFlow:
                 if segment.seq == self._reset_numbers[1]:
                     raise GuestReset
             elif segment.flags & tcp.SYN and not segment.flags & tcp.ACK:
-                self._syn = evolve(segment, payload=b"")
+                self._syn = segment._replace(payload=b"")
                 self._reset_numbers = (0, seq.add(segment.seq, 1))
 
     async def _shake_hands(self, flags: int, guest_syn: TcpSegment | None) -> TcpSegment:

@@ -13,7 +13,6 @@ and the window is the smaller for it.
 """
 
 from collections import deque
-from collections.abc import Iterable
 from enum import Enum
 from itertools import islice
 
@@ -42,7 +41,7 @@ class Receipt(Enum):
 class FromGuest:
     """The receiving half of the synthetic endpoint; finished when `state` is ACKNOWLEDGED."""
 
-    __slots__ = ("_edge", "_pending", "_scale", "acknowledged", "next", "pending_bytes", "state")
+    __slots__ = ("_pending", "_scale", "acknowledged", "next", "pending_bytes", "state", "window")
 
     def __init__(self, initial_seq: int, window_scale: int, first_window: int) -> None:
         """`initial_seq` is that of the guest's SYN, `first_window` the (unscaled) window of our own SYN."""
@@ -52,18 +51,16 @@ class FromGuest:
         self.pending_bytes = 0
         self._pending: deque[Buffer] = deque()
         self._scale = window_scale
-        self._edge = seq.add(self.next, first_window)
-
-    @property
-    def window(self) -> int:
-        """How much the guest may still send, in bytes."""
-        return seq.distance(self.next, self._edge)
+        self.window = first_window
+        """How much the guest may still send, in bytes: from `next` to the right edge."""
 
     def is_acceptable(self, segment: TcpSegment) -> bool:
         """The four cases of RFC 9293 section 3.10.7.4: does any of it lie in the window?"""
+        window = self.window
+        if window and segment.seq == self.next:
+            return True
         start = seq.distance(self.next, segment.seq)
         length = segment.sequence_length
-        window = self.window
         if length == 0:
             return start == 0 if window == 0 else 0 <= start < window
         if window == 0:
@@ -72,13 +69,15 @@ class FromGuest:
 
     def receive(self, segment: TcpSegment) -> Receipt:
         """Take the part of an acceptable segment that is new and in the window."""
-        start = seq.distance(self.next, segment.seq)
+        payload: Buffer = segment.payload
         has_fin = bool(segment.flags & tcp.FIN)
+        if not payload and not has_fin:
+            return Receipt.NOTHING_NEW
+        start = seq.distance(self.next, segment.seq)
         if start > 0:
-            return Receipt.OUT_OF_ORDER if segment.payload or has_fin else Receipt.NOTHING_NEW
+            return Receipt.OUT_OF_ORDER
         if self.state is not FromGuestState.OPEN:
             return Receipt.NOTHING_NEW
-        payload: Buffer = segment.payload
         if start < 0:
             payload = payload[-start:]
             has_fin = has_fin and -start <= len(segment.payload)
@@ -87,15 +86,19 @@ class FromGuest:
         if payload:
             self._pending.append(payload)
             self.pending_bytes += len(payload)
-            self.next = seq.add(self.next, len(payload))
+            self._advance(len(payload))
         if has_fin:
-            self.next = seq.add(self.next, 1)
+            self._advance(1)
             self.state = FROM_GUEST_TABLE[self.state, Event.GUEST_FIN]
         return Receipt.IN_ORDER if payload or has_fin else Receipt.NOTHING_NEW
 
-    def pending(self, most: int) -> Iterable[Buffer]:
+    def _advance(self, count: int) -> None:
+        self.next = seq.add(self.next, count)
+        self.window -= count
+
+    def pending(self, most: int) -> list[Buffer]:
         """Up to `most` pieces that the host has to be given, in order."""
-        return islice(self._pending, most)
+        return list(islice(self._pending, most))
 
     def delivered(self, count: int) -> None:
         """The host socket took `count` bytes of what was pending."""
@@ -146,12 +149,13 @@ class FromGuest:
 
     def window_gain(self, window_field: int, ack_number: int) -> int:
         """By how many bytes a segment with these two would move the right edge."""
-        return seq.distance(self._edge, seq.add(ack_number, window_field << self._scale))
+        return seq.distance(self.next, ack_number) + (window_field << self._scale) - self.window
 
     def acknowledged_to_guest(self, ack_number: int, window_field: int) -> None:
         """A segment with these two went out."""
-        if self.window_gain(window_field, ack_number) > 0:
-            self._edge = seq.add(ack_number, window_field << self._scale)
+        gain = self.window_gain(window_field, ack_number)
+        if gain > 0:
+            self.window += gain
         self.acknowledged = ack_number
         if self.state is FromGuestState.DELIVERED and ack_number == self.next:
             self.state = FROM_GUEST_TABLE[self.state, Event.FIN_ACK_SENT]

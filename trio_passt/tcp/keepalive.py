@@ -4,28 +4,31 @@ from trio_passt.tcp import timeouts
 
 
 class Keepalive:
-    """Counts the silence.  Times in seconds."""
+    """Counts the silence.  Times in seconds.
 
-    __slots__ = ("_heard", "_probed", "_probes")
+    `due`: when to probe next, or to give up; sooner for a connection that one side has closed.
+    """
+
+    __slots__ = ("_patience_s", "_probes", "due")
 
     def __init__(self, now: float) -> None:
-        self._heard = now
-        self._probed = now
+        self._patience_s = timeouts.KEEPALIVE_S
         self._probes = 0
+        self.due = now + self._patience_s
 
     def heard(self, now: float) -> None:
         """Something acceptable came from the guest."""
-        self._heard = now
+        self.due = now + self._patience_s
         self._probes = 0
 
-    def deadline(self, half_closed: bool) -> float:
-        """When to probe next, or to give up; sooner for a connection that one side has closed."""
-        if self._probes:
-            return self._probed + timeouts.KEEPALIVE_INTERVAL_S
-        return self._heard + (timeouts.HALF_CLOSED_PROBE_S if half_closed else timeouts.KEEPALIVE_S)
+    def half_closed(self) -> None:
+        """One side has closed; counts from what was last heard."""
+        if not self._probes:
+            self.due -= self._patience_s - timeouts.HALF_CLOSED_PROBE_S
+        self._patience_s = timeouts.HALF_CLOSED_PROBE_S
 
     def probe(self, now: float) -> bool:
-        """The deadline has passed: true to probe now, false to give up."""
+        """It is due: true to probe now, false to give up."""
         self._probes += 1
-        self._probed = now
+        self.due = now + timeouts.KEEPALIVE_INTERVAL_S
         return self._probes <= timeouts.KEEPALIVE_PROBES

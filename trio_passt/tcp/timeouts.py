@@ -28,6 +28,10 @@ ACK_POLL_S = 0.010
 """How often the progress of the host's peer is looked up while guest data is unacknowledged: so an ACK to the guest
 is never later than this.  Far below the guest's minimal RTO (0.2 s)."""
 
+ACK_RIDES_S = 0.005
+"""How long an acknowledgement waits for an answer to ride on, where answers have been quick: half of what the guest
+may be kept waiting at all, and a Nagle guest's loss if the answer does not come (Linux' receivers wait for 40 ms)."""
+
 NEAR_PEER_RTT_S = 0.001
 """A peer nearer than this acknowledges before a look-up could be scheduled; the guest gets its ACK at once."""
 

@@ -10,8 +10,7 @@ receive queue until the guest has acknowledged it, so this half only counts: byt
 """
 
 from enum import Enum
-
-from attrs import frozen
+from typing import NamedTuple
 
 from trio_passt.tcp import seq, timeouts
 from trio_passt.tcp.closing import TO_GUEST_TABLE, Event, ToGuestState
@@ -31,8 +30,7 @@ class Timeout(Enum):
     GIVE_UP = "give up"
 
 
-@frozen
-class Acknowledgement:
+class Acknowledgement(NamedTuple):
     """What an acknowledgement brought.
 
     `data_bytes`: so many bytes leave the host's receive queue.  `resend_first`: send the segment at `una` once more.
@@ -148,8 +146,9 @@ class ToGuest:
 
     def acknowledge(self, segment: TcpSegment, now: float) -> Acknowledgement:
         """Take acknowledgement number and window of an acceptable segment (RFC 9293 section 3.10.7.4, "ACK bit")."""
-        advance = seq.distance(self.una, segment.ack)
-        if advance > seq.distance(self.una, self.highest):
+        una = self.una
+        advance = seq.distance(una, segment.ack)
+        if advance > seq.distance(una, self.highest):
             return Acknowledgement(is_valid=False)
         if advance < 0:  # an old one; too old is a guess (RFC 5961 section 5)
             return Acknowledgement(is_valid=-advance <= self._largest_window)

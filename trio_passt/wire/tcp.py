@@ -5,6 +5,7 @@ to no flow, and for tests.
 """
 
 import struct
+from typing import NamedTuple
 
 from attrs import frozen
 
@@ -39,12 +40,11 @@ class TcpOptions:
 NO_OPTIONS = TcpOptions()
 
 
-@frozen
-class TcpSegment:
+class TcpSegment(NamedTuple):
     """One segment.  `flags` is a mask of `FIN` ... `URG`; `window` is the field as sent, not scaled.
 
     `options` are read from segments with SYN only: no other segment has any that mean something here.  The payload is a
-    view of the batch it came in.
+    view of the batch it came in.  (A tuple, because one is made for every frame.)
     """
 
     source_port: int

@@ -7,6 +7,7 @@ from harness.stage import V4, Family, Stage, frame_of, network, on_stage, segmen
 
 from trio_passt.host import sockets
 from trio_passt.tcp import handshake, timeouts
+from trio_passt.tcp.riding import QUICK_ANSWERS
 from trio_passt.wire.frames import Capabilities
 from trio_passt.wire.tcp import ACK, PSH, URG
 
@@ -64,7 +65,8 @@ async def test_question_and_answer(guest: Stage, family: Family) -> None:
     for number in range(20):
         question, answer = noise(100, number), noise(200, number)
         tcp.sends(ACK | PSH, question)
-        await tcp.expects(ACK)
+        if number < QUICK_ANSWERS:
+            await tcp.expects(ACK)
         await host.receives(question)
         host.sends(answer)
         await tcp.expects(ACK, answer)

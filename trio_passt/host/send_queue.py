@@ -1,0 +1,70 @@
+"""The kernel's send queue of a TCP socket: what it takes, what of it the peer has, and how far away that peer is.
+
+Each question is a system call.  They are asked when the answer may matter: room again after so many bytes, the round
+trip now and then.
+"""
+
+import socket
+from collections.abc import Sequence
+
+from trio_passt.host import sockets
+from trio_passt.wire.checksum import Buffer
+
+LOOK_AGAIN_BYTES = 16 * 1024
+"""Room is asked for again after so many bytes were written; until then it is taken to be less by what was written."""
+
+ROUND_TRIP_GOOD_FOR_S = 0.1
+
+
+class SendQueue:
+    """Write, and ask.
+
+    `writable` is false when the queue was full, and nothing is known to have left it: `write` is not worth trying.
+    """
+
+    __slots__ = ("_free_bytes", "_looked_at", "_round_trip_s", "_sock", "_written_bytes", "writable")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.writable = True
+        self._free_bytes = 0
+        self._written_bytes = LOOK_AGAIN_BYTES
+        self._round_trip_s = 0.0
+        self._looked_at = float("-inf")
+
+    def has_room_again(self) -> None:
+        """The socket was reported to be writable (edge-triggered)."""
+        self.writable = True
+        self._written_bytes = LOOK_AGAIN_BYTES
+
+    def write(self, pieces: Sequence[Buffer]) -> int:
+        """Write the pieces, as much as there is room for; returns how many bytes.  Raises OSError."""
+        try:
+            count = self._sock.send(pieces[0]) if len(pieces) == 1 else self._sock.sendmsg(pieces)
+        except BlockingIOError:
+            self.writable = False
+            return 0
+        self._written_bytes += count
+        return count
+
+    def free_bytes(self) -> int:
+        """What there is room for, or a little less."""
+        if self._written_bytes >= LOOK_AGAIN_BYTES:
+            self._free_bytes = sockets.send_buffer_bytes(self._sock) - sockets.unacknowledged(self._sock)
+            self._written_bytes = 0
+        return self._free_bytes - self._written_bytes
+
+    def unacknowledged(self) -> int:
+        """How many bytes the peer has not acknowledged yet, a FIN counted as one."""
+        return sockets.unacknowledged(self._sock)
+
+    def round_trip_s(self, now: float) -> float:
+        """The kernel's smoothed round trip to the peer, not older than `ROUND_TRIP_GOOD_FOR_S`."""
+        if now - self._looked_at >= ROUND_TRIP_GOOD_FOR_S:
+            self._round_trip_s = sockets.round_trip_s(self._sock)
+            self._looked_at = now
+        return self._round_trip_s
+
+    def shut_down(self) -> None:
+        """No more will be written: a FIN to the peer, after all that is queued."""
+        self._sock.shutdown(socket.SHUT_WR)

@@ -1,0 +1,51 @@
+"""When an acknowledgement waits for an answer to ride on (RFC 5681 section 4.2, RFC 9293 section 3.8.6.3).  Pure.
+
+A request that is answered at once needs no acknowledgement of its own: the answer carries it, and the guest is spared a
+segment, and so are we.  But to wait for an answer that does not come delays a guest that waits for the acknowledgement
+(with Nagle's algorithm it does, before it sends the second part of a request).  So an acknowledgement waits only where
+the last few exchanges all were answered at once, and never for long; and the first time in vain is the last time, until
+there are as many again.
+"""
+
+from trio_passt.tcp import timeouts
+
+QUICK_ANSWERS = 8
+"""So many in a row, and the next one is expected to be as quick."""
+
+
+class Riding:
+    """Counts quick answers.  `due`: when the acknowledgement that waits now has to go; infinity if none does."""
+
+    __slots__ = ("_asked_at", "_quick_answers", "due")
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+        self._quick_answers = 0
+        self.due = float("inf")
+
+    def asked(self, now: float) -> None:
+        """Data came from the guest."""
+        if self._asked_at is not None:  # again, and the last time is not answered
+            self._quick_answers = 0
+        self._asked_at = now
+
+    def may_wait(self, now: float) -> bool:
+        """Whether an acknowledgement that is due need not go alone."""
+        if self._quick_answers < QUICK_ANSWERS or self._asked_at is None:
+            return False
+        self.due = self._asked_at + timeouts.ACK_RIDES_S
+        if now < self.due:
+            return True
+        self._quick_answers = 0
+        return False
+
+    def answered(self, now: float) -> None:
+        """Data went to the guest, and what was to be acknowledged with it."""
+        if self._asked_at is not None:
+            self._quick_answers = self._quick_answers + 1 if now - self._asked_at < timeouts.ACK_RIDES_S else 0
+            self._asked_at = None
+        self.due = float("inf")
+
+    def went_alone(self) -> None:
+        """The acknowledgement did not wait."""
+        self.due = float("inf")
