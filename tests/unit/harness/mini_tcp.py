@@ -1,166 +1,242 @@
-"""A guest that plays its part by itself: a small TCP, and a terrible cable between it and the daemon.
+"""A guest that plays its part by itself: a small TCP, enough to finish whatever the cable does.
 
-The TCP keeps nothing that comes out of order, goes back to the first unacknowledged byte after each timeout, and has no
-congestion control: enough to finish whatever the cable does.
+It keeps nothing that comes out of order, goes back to the first unacknowledged byte after each timeout, and then starts
+slowly.  What it is strict about is the daemon: data beyond its window, an acknowledgement of what it never
+sent, a changed byte of a number are errors, not to be forgiven.
 """
 
-import random
+import math
 from collections.abc import Callable
-from functools import partial
 
 import trio
+from attrs import frozen
 
 from trio_passt.flow.key import FlowKey
-from trio_passt.link.memory import MemoryLink
 from trio_passt.tcp import seq
-from trio_passt.wire import ethernet, ip, ipv4, ipv6, tcp
-from trio_passt.wire.ethernet import EthernetHeader, EtherType
-from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire import tcp
 from trio_passt.wire.tcp import ACK, FIN, RST, SYN, TcpOptions, TcpSegment
 
 TIMEOUT_S = 0.3
-MSS = 1400
-SCALE = 3
+MOST_TIMEOUT_S = 5.0
+DEFAULT_MSS = 536
+MOST_SEGMENTS = 64
+"""In flight, at most; after a timeout it is one, and grows with each acknowledgement."""
 
-DELAYED = 0.2
-MOST_DELAY_S = 0.01
+
+@frozen
+class Habits:
+    """How a guest's TCP behaves: what its SYN offers (`None`: no such option), and how much it can hold unread.
+
+    `ends_first`: it sends its FIN behind its data, and does not wait for the other side's end.
+    """
+
+    mss: int | None = 1400
+    scale: int | None = 3
+    buffer_bytes: int = 65535
+    initial_seq: int = 2**32 - 2000
+    ends_first: bool = True
 
 
 class MiniTcp:
-    """One connection: sends `data` and FIN, and keeps what it receives until the peer's FIN."""
+    """One connection: sends `data` and FIN, and holds what comes until the application reads it.
 
-    def __init__(self, key: FlowKey, data: bytes, window: int, transmit: Callable[[FlowKey, TcpSegment], None]) -> None:
-        self.received = bytearray()
+    `run` opens it and sees it through to both ends' acknowledgement; `linger` is TIME-WAIT.  What the application has
+    not read makes the window smaller.
+    """
+
+    def __init__(
+        self, key: FlowKey, data: bytes, habits: Habits, transmit: Callable[[FlowKey, TcpSegment], None]
+    ) -> None:
         self.key = key
+        self.overruns = 0
+        """How often the daemon sent beyond the window."""
         self._data = data
-        self._window = window
+        self._habits = habits
         self._transmit = transmit
-        self._start = 2**32 - 2000  # so that the numbers of most transfers wrap
+        self._mss = DEFAULT_MSS
         self._sent = 0
-        """Of SYN, data and FIN, in sequence numbers: how much was sent, and how much is acknowledged."""
+        """Of SYN, data and FIN, in sequence numbers: how much was sent, how much ever, how much is acknowledged."""
+        self._ever_sent = 0
         self._acknowledged = 0
         self._room = 0
+        self._most_segments = MOST_SEGMENTS
+        self._scale = 0
+        self._host_scale = 0
         self._next: int | None = None
-        self._fin_seen = False
-        self._news, self._inbox = trio.open_memory_channel[TcpSegment](10_000)
+        self._edge = 0
+        self._unread = bytearray()
+        self._read_bytes = 0
+        self._is_at_end = False
+        self._timeout_s = TIMEOUT_S
+        self._answers = False
+        self._is_active = True
+        self._news_for_reader = trio.Event()
+        self._news, self._inbox = trio.open_memory_channel[TcpSegment](math.inf)
+
+    # -- the cable's side, and the application's ---------------------------------------------------------------------
 
     def deliver(self, segment: TcpSegment) -> None:
         """A segment came."""
         self._news.send_nowait(segment)
 
-    async def run(self) -> None:
+    async def read(self, most: int) -> bytes:
+        """Up to `most` bytes, as soon as there are any; none at the end.
+
+        The window that opens again is told if it is worth it (RFC 9293 section 3.8.6.2.2).
+        """
+        while not self._unread and not self._is_at_end:
+            self._news_for_reader = trio.Event()
+            await self._news_for_reader.wait()
+        before = self._window()
+        data = bytes(self._unread[:most])
+        del self._unread[:most]
+        self._read_bytes += len(data)
+        worth_it = min(self._mss, self._habits.buffer_bytes // 2)
+        if before < worth_it <= self._window():
+            self._emit(ACK, self._sent)
+        return data
+
+    # -- a connection's life -----------------------------------------------------------------------------------------
+
+    async def run(self, *, opens: bool = True) -> None:
         """From SYN to the acknowledgement of both FINs."""
-        while not (self._fin_seen and self._acknowledged == self._length):
+        self._is_active = opens
+        while not opens and self._next is None:
+            self._take(await self._inbox.receive())
+        while not (self._is_at_end and self._acknowledged == self._length):
             self._send()
-            with trio.move_on_after(TIMEOUT_S) as silence:
-                self._take(await self._inbox.receive())
+            with trio.move_on_after(self._timeout_s) as silence:
+                await self._take_all()
             if silence.cancelled_caught:
-                self._sent = self._acknowledged
+                self._time_out()
 
     async def linger(self) -> None:
         """TIME-WAIT: acknowledge what comes again, until cancelled."""
         while True:
             segment = await self._inbox.receive()
             if not segment.flags & RST and (segment.sequence_length or segment.seq != self._next):
-                self._acknowledge()
+                self._emit(ACK, self._sent)
 
     @property
     def _length(self) -> int:
-        return 1 + len(self._data) + 1
+        """SYN, data, and the FIN as soon as it may be sent."""
+        return 1 + len(self._data) + (self._habits.ends_first or self._is_at_end)
+
+    # -- sending -------------------------------------------------------------------------------------------------------
 
     def _send(self) -> None:
-        if self._next is None:
-            if self._sent == 0:
-                self._emit(SYN, 0, b"", TcpOptions(MSS, SCALE))
-                self._sent = 1
+        if self._sent == 0:
+            self._emit(SYN if self._is_active else SYN | ACK, 0)
+            self._note_sent(1)
+        if self._acknowledged == 0:
             return
-        end = min(self._acknowledged + self._room, self._length)
-        while self._sent < end or self._sent == self._length - 1:
-            piece = self._data[self._sent - 1 : min(self._sent - 1 + MSS, end - 1)]
-            is_last = self._sent - 1 + len(piece) == len(self._data)
-            self._emit(ACK | (FIN if is_last else 0), self._sent, piece)
-            self._sent += len(piece) + is_last
+        data_end = 1 + len(self._data)
+        edge = self._acknowledged + min(self._room, self._most_segments * self._mss)
+        while self._sent < self._length:
+            end = min(self._sent + self._mss, data_end, edge)
+            piece = self._data[self._sent - 1 : max(end - 1, 0)]
+            with_fin = self._sent + len(piece) == data_end < self._length
+            if not piece and not with_fin:
+                break
+            self._emit(ACK | (FIN if with_fin else 0), self._sent, piece)
+            self._answers = False
+            self._note_sent(self._sent + len(piece) + with_fin)
+        if self._answers:
+            self._emit(ACK, self._sent)
+            self._answers = False
+
+    def _note_sent(self, sent: int) -> None:
+        self._sent = sent
+        self._ever_sent = max(self._ever_sent, sent)
+
+    def _time_out(self) -> None:
+        """Back to what is not acknowledged; a window that is closed is probed with one byte (RFC 9293 3.8.6.1)."""
+        self._timeout_s = min(self._timeout_s * 2, MOST_TIMEOUT_S)
+        self._most_segments = 1
+        self._sent = self._acknowledged
+        if self._acknowledged and not self._room and (byte := self._data[self._sent - 1 : self._sent]):
+            self._emit(ACK, self._sent, byte)
+            self._ever_sent = max(self._ever_sent, self._sent + 1)
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    async def _take_all(self) -> None:
+        """What is there, at least one segment."""
+        self._take(await self._inbox.receive())
+        while self._inbox.statistics().current_buffer_used:
+            self._take(self._inbox.receive_nowait())
 
     def _take(self, segment: TcpSegment) -> None:
         if segment.flags & RST:
-            if self._fin_seen and self._sent == self._length:  # LAST-ACK, and the acknowledgement was lost
-                self._acknowledged = self._length
-                return
-            raise ConnectionResetError(f"{self.key}: {segment}")
-        if segment.flags & SYN:
-            self._next = seq.add(segment.seq, 1)
+            self._take_reset(segment)
+            return
+        if segment.flags & SYN and self._next is None:
+            self._take_syn(segment)
         if self._next is None:
             return
-        acknowledged = seq.distance(self._start, segment.ack)
-        if self._acknowledged <= acknowledged <= self._length:
-            self._acknowledged = acknowledged
-            self._sent = max(self._sent, acknowledged)
-            self._room = segment.window << (0 if segment.flags & SYN else 7)
-        expected = self._next
-        if segment.seq == self._next and not segment.flags & SYN and not self._fin_seen:
-            self.received += segment.payload
-            self._fin_seen = bool(segment.flags & FIN)
-            self._next = seq.add(self._next, segment.sequence_length)
-        if segment.sequence_length or segment.seq != expected:
-            self._acknowledge()
+        if segment.flags & ACK:
+            self._take_acknowledgement(segment)
+        if segment.flags & SYN or segment.seq != self._next or self._is_at_end:
+            if segment.sequence_length or segment.seq != self._next:
+                self._emit(ACK, self._sent)  # at once: three of these make the other side send again
+            return
+        if len(segment.payload) > self._edge - self._position:
+            self.overruns += 1
+            self._answers = True
+            return
+        self._unread += segment.payload
+        self._is_at_end = bool(segment.flags & FIN)
+        self._next = seq.add(self._next, segment.sequence_length)
+        self._answers |= segment.sequence_length > 0
+        self._news_for_reader.set()
 
-    def _acknowledge(self) -> None:
-        self._emit(ACK, self._sent, b"")
+    def _take_reset(self, segment: TcpSegment) -> None:
+        """LAST-ACK: the acknowledgement of our FIN was lost, and the daemon knows no TIME-WAIT.  Else an error."""
+        is_last = self._is_at_end and self._ever_sent == self._length
+        if not is_last:
+            raise ConnectionResetError(f"{self.key}: {segment}")
+        self._acknowledged = self._length
 
-    def _emit(self, flags: int, at: int, payload: bytes, options: TcpOptions = tcp.NO_OPTIONS) -> None:
-        key = self.key
-        window = self._window if flags & SYN else self._window >> SCALE
-        number = seq.add(self._start, at)
-        ack = self._next or 0
-        segment = TcpSegment(key.guest_port, key.remote_port, number, ack, flags, window, payload, options)
+    def _take_syn(self, syn: TcpSegment) -> None:
+        self._next = seq.add(syn.seq, 1)
+        self._mss = min(syn.options.mss or DEFAULT_MSS, self._habits.mss or 65535)
+        if syn.options.window_scale is not None and self._habits.scale is not None:
+            self._scale, self._host_scale = self._habits.scale, syn.options.window_scale
+        assert syn.options.window_scale is None or not self._is_active or self._habits.scale is not None
+        self._answers = self._is_active
+        self._edge = min(self._habits.buffer_bytes, 65535)
+
+    def _take_acknowledgement(self, segment: TcpSegment) -> None:
+        acknowledged = seq.distance(self._habits.initial_seq, segment.ack)
+        assert acknowledged <= self._ever_sent, f"{self.key}: acknowledges what was never sent: {segment}"
+        if acknowledged < self._acknowledged:
+            return
+        if acknowledged > self._acknowledged or not self._room:
+            self._timeout_s = TIMEOUT_S
+            self._most_segments = min(2 * self._most_segments, MOST_SEGMENTS)
+        self._acknowledged = acknowledged
+        self._sent = max(self._sent, acknowledged)
+        self._room = segment.window << (0 if segment.flags & SYN else self._host_scale)
+
+    # -- segments -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _position(self) -> int:
+        """How much data has come, in order."""
+        return self._read_bytes + len(self._unread)
+
+    def _window(self) -> int:
+        return max(self._habits.buffer_bytes - len(self._unread), 0)
+
+    def _emit(self, flags: int, at: int, payload: bytes = b"") -> None:
+        key, habits = self.key, self._habits
+        number = seq.add(habits.initial_seq, at)
+        options = tcp.NO_OPTIONS
+        if flags & SYN:
+            field = min(self._window(), 65535)
+            options = TcpOptions(habits.mss, habits.scale)
+        else:
+            field = min(self._window() >> self._scale, 65535)
+            self._edge = max(self._edge, self._position + (field << self._scale))
+        segment = TcpSegment(key.guest_port, key.remote_port, number, self._next or 0, flags, field, payload, options)
         self._transmit(key, segment)
-
-
-class TerribleCable:
-    """Loses, repeats and delays frames, both ways, as `dice` has it; what is delayed is overtaken."""
-
-    def __init__(self, link: MemoryLink, nursery: trio.Nursery, dice: random.Random, *, loss: float) -> None:
-        self._link = link
-        self._nursery = nursery
-        self._dice = dice
-        self._loss = loss
-        self._ends: dict[tuple[int, int], MiniTcp] = {}
-
-    def attach(self, end: MiniTcp) -> None:
-        """Frames of this connection go to `end`."""
-        self._ends[end.key.guest_port, end.key.remote_port] = end
-
-    def transmit(self, key: FlowKey, segment: TcpSegment) -> None:
-        """From the guest."""
-        packet = ip.emit_packet(key.guest, key.remote, IPProtocol.TCP, tcp.emit(key.guest, key.remote, segment))
-        frame = ip.frame_packet(bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55"), packet)
-        self._pass(lambda: self._link.push([frame]))
-
-    async def run(self) -> None:
-        """To the guest."""
-        while True:
-            frame = await self._link.next_sent()
-            header, packet = ethernet.parse(memoryview(frame))
-            source, destination, segment = _parse(header, packet)
-            end = self._ends.get((segment.destination_port, segment.source_port))
-            assert end is not None, f"segment of no connection: {segment}"
-            assert (destination, source) == (end.key.guest, end.key.remote)
-            self._pass(partial(end.deliver, segment))
-
-    def _pass(self, deliver: Callable[[], None]) -> None:
-        for _ in range(self._dice.choices([0, 1, 2], [self._loss, 1 - 2 * self._loss, self._loss])[0]):
-            delay_s = self._dice.random() * MOST_DELAY_S if self._dice.random() < DELAYED else 0.0
-            self._nursery.start_soon(self._later, delay_s, deliver)
-
-    async def _later(self, delay_s: float, deliver: Callable[[], None]) -> None:
-        await trio.sleep(delay_s)
-        deliver()
-
-
-def _parse(header: EthernetHeader, packet: memoryview) -> tuple[bytes, bytes, TcpSegment]:
-    ip_header: ipv4.IPv4Header | ipv6.IPv6Header
-    if header.ethertype == EtherType.IPV4:
-        ip_header, payload = ipv4.parse(packet)
-    else:
-        ip_header, payload = ipv6.parse(packet)
-    return ip_header.source, ip_header.destination, tcp.parse(ip_header.source, ip_header.destination, payload)
