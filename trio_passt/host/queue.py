@@ -13,7 +13,7 @@ from trio_passt.host import sockets
 from trio_passt.host.sockets import SO_PEEK_OFF
 
 PEEK_BYTES = 256 * 1024
-"""Most that one peek copies; with several flows, each one's turn."""
+"""Most that one peek copies: the copy stays in the cache for the one that follows."""
 
 SCRATCH_BYTES = 1024 * 1024
 """Size of the buffer all queues share: without SO_PEEK_OFF it bounds how much can be in flight to the guest."""

@@ -33,9 +33,10 @@ class SendQueue:
         self._looked_at = float("-inf")
 
     def has_room_again(self) -> None:
-        """The socket was reported to be writable (edge-triggered)."""
-        self.writable = True
-        self._written_bytes = LOOK_AGAIN_BYTES
+        """The socket was reported to be writable (which epoll also says when something else has happened)."""
+        if not self.writable:
+            self.writable = True
+            self._written_bytes = LOOK_AGAIN_BYTES
 
     def write(self, pieces: Sequence[Buffer]) -> int:
         """Write the pieces, as much as there is room for; returns how many bytes.  Raises OSError."""

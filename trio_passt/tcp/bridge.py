@@ -8,7 +8,7 @@ import math
 import socket
 
 from trio_passt.host import readiness, sockets
-from trio_passt.host.queue import ReceiveQueue
+from trio_passt.host.queue import PEEK_BYTES, ReceiveQueue
 from trio_passt.host.send_queue import SendQueue
 from trio_passt.tcp import closing, seq, timeouts
 from trio_passt.tcp.closing import FromGuestState, ToGuestState
@@ -22,6 +22,9 @@ from trio_passt.wire.tcp import TcpSegment
 
 PIECES_PER_WRITE = 1024
 """IOV_MAX: how many pieces one sendmsg takes."""
+
+TURN_BYTES = 1024 * 1024
+"""So much goes to the guest in one turn, piece by piece, before others get theirs."""
 
 WINDOW_FLOOR_BYTES = 128 * 1024
 """The window is the free part of the host socket's send buffer, but at least this, less what already waits in front
@@ -252,35 +255,43 @@ class Bridge:
         to_guest = self.to_guest
         went_out = self._resend_first and self._resend(ack, window)
         self.has_more = False
-        if to_guest.state is ToGuestState.OPEN and self._receive_queue.readable:
-            went_out |= self._send_new(ack, window, now)
+        left = TURN_BYTES
+        while to_guest.state is ToGuestState.OPEN and self._receive_queue.readable and not self._output.link_is_full:
+            taken = self._send_new(ack, window, now)
+            if not taken:
+                break
+            went_out = True
+            left -= taken
+            if left <= 0:
+                self.has_more = True
+                break
         if to_guest.state is ToGuestState.DUE and self._output.segment(to_guest.next, ack, tcp.FIN | tcp.ACK, window):
             to_guest.fin_sent(now)
             went_out = True
         return went_out
 
-    def _send_new(self, ack: int, window: int, now: float) -> bool:
-        to_guest = self.to_guest
+    def _send_new(self, ack: int, window: int, now: float) -> int:
+        """Send one piece of new data; returns how many bytes went out, 0 when that is all for now."""
+        to_guest, queue = self.to_guest, self._receive_queue
         offset = to_guest.queue_offset
-        room = min(to_guest.room(), self._receive_queue.reach - offset)
+        room = min(to_guest.room(), queue.reach - offset)
         if room <= 0:
             if to_guest.window == 0 and not to_guest.in_flight:
                 to_guest.window_closed(now)
-            return False
-        view = self._receive_queue.peek(offset, room)
+            return 0
+        view = queue.peek(offset, min(room, to_guest.whole_segments(PEEK_BYTES)))
         if view is None:
-            return False
+            return 0
         if not view:
             if self._failure is None:
                 to_guest.host_ended()
-            return False
+            return 0
         taken = self._output.data(to_guest.next, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss)
         if taken:
             to_guest.sent(taken, now)
         if taken < len(view):
-            self._receive_queue.readable = True  # the rest of it, when the link has room
-        self.has_more = taken == len(view) and self._receive_queue.readable
-        return taken > 0
+            queue.readable = True  # the rest of it, when the link has room
+        return taken
 
     def _resend(self, ack: int, window: int) -> bool:
         """Once more the segment that the guest misses, if it still does; on a full link, as soon as there is room."""

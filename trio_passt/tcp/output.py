@@ -9,19 +9,20 @@ from trio_passt.wire.segment import TcpHeaders
 
 
 class Output:
-    """Makes frames of segments and offers them to the link; a full link is remembered until it calls back.
+    """Makes frames of segments and offers them to the link.
 
-    `on_room` is called once after the link was full, when it may be tried again.
+    `link_is_full` after a segment was not taken, until the link calls back: nothing is offered meanwhile.  `on_room` is
+    called then.
     """
 
-    __slots__ = ("_headers", "_key", "_on_room", "_session", "_waits")
+    __slots__ = ("_headers", "_key", "_on_room", "_session", "link_is_full")
 
     def __init__(self, session: Session, key: FlowKey, on_room: Callable[[], None]) -> None:
         self._session = session
         self._key = key
         self._on_room = on_room
         self._headers = self._make_headers()
-        self._waits = False
+        self.link_is_full = False
 
     def segment(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"") -> bool:
         """Send one segment without data; false if the link is full."""
@@ -37,14 +38,16 @@ class Output:
         return len(payload) if taken == frames else taken * headers.payload_per_frame(mss)
 
     def _offer(self, runs: list[FrameRun], frames: int) -> int:
+        if self.link_is_full:
+            return 0
         taken = self._session.link.send(runs)
-        if taken < frames and not self._waits:
-            self._waits = True
+        if taken < frames:
+            self.link_is_full = True
             self._session.link.when_ready(self._has_room)
         return taken
 
     def _has_room(self) -> None:
-        self._waits = False
+        self.link_is_full = False
         self._on_room()
 
     def _current_headers(self) -> TcpHeaders:
