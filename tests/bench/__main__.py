@@ -80,7 +80,7 @@ def main() -> int:
         schedule.execute(plan, results, topology, directory, progress)
         _measure_scale(plan, scale_cells, results, topology, directory, progress)
 
-    found = [*targets.speed(results), *targets.scale(results)]
+    found = [] if options.short else [*targets.speed(results), *targets.scale(results)]
     page = table.page(results, found, facts, f"{NAME}.svg")
     is_complete = not options.only and plan.programs == cells.PROGRAMS and not options.short and plan.rounds >= ROUNDS
     output: Path | None = options.output or (DOCS if is_complete else None)

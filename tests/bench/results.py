@@ -31,6 +31,11 @@ class Samples:
         """Smallest and largest."""
         return (min(self.numbers), max(self.numbers)) if self.numbers else None
 
+    @property
+    def steadiness(self) -> float | None:
+        """The smallest, as a share of the median."""
+        return min(self.numbers) / self.median if self.median else None
+
     def to_json(self) -> dict[str, Any]:
         """Everything, and the summary that the table shows."""
         low, high = self.spread or (None, None)

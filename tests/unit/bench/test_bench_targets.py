@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bench import targets
-from tests.bench.cells import ALL, CRR, OURS, PASST, PROGRAMS, RR, SHORT, Bulk, Direction, Rate, rows
+from tests.bench.cells import ALL, CRR, FLOOR, OURS, PASST, PROGRAMS, RR, SHORT, Bulk, Direction, Rate, rows
 from tests.bench.results import Idle, Results, Sharing
 
 ONE, EIGHT = Bulk(Direction.DOWN, 9000, 1), Bulk(Direction.DOWN, 9000, 8)
@@ -50,6 +50,12 @@ def test_rates_are_at_least_nine_tenths_of_passts(results: Results, cell: Rate, 
 def test_throughput_is_steady(results: Results, slowest: float, is_met: bool) -> None:
     _measured(results, ONE, OURS, slowest, 10.0, 30.0)
     assert _found(results, f"{ONE.title}: minimum").is_met is is_met
+
+
+def test_the_floor_shows_whether_the_machine_was_steady(results: Results) -> None:
+    _measured(results, ONE, OURS, 5.0, 10.0, 30.0)
+    _measured(results, Bulk(Direction.DOWN, 65520, 1), FLOOR, 4.0, 10.0, 10.0)
+    assert _found(results, f"{ONE.title}: minimum").found == "0.50 (the floor's: 0.40)"
 
 
 def test_what_failed_once_is_not_steady(results: Results) -> None:
