@@ -44,6 +44,7 @@ class GuestTcp:
         self.host_scale = 0
         self.host_window = 0
         self._own_scale: int | None = None
+        self._is_asked = False
         self._edge: int | None = None
         self._host_edge: int | None = None
         self._stage = stage
@@ -67,6 +68,9 @@ class GuestTcp:
             window = self.window
         if flags & tcp.SYN:
             self._own_scale = scale
+            if flags & tcp.ACK and self._is_asked:  # an answer, and so the last word on scaling
+                self.scale = min(scale or 0, tcp.MAX_WINDOW_SCALE)
+                self.host_scale = self.host_scale if scale is not None else 0
             self._edge = None
             field = min(window, 65535)
         else:
@@ -104,6 +108,7 @@ class GuestTcp:
 
     def takes_syn(self, syn: TcpSegment) -> None:
         """The other end's SYN was received."""
+        self._is_asked = not syn.flags & tcp.ACK
         self.expected = (syn.seq + 1) % 2**32
         self.host_window = syn.window
         self._host_edge = None

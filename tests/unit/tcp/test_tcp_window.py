@@ -1,29 +1,14 @@
 """Windows: the guest's bounds what it is sent, and the guest's bound is what the host can take."""
 
-import socket
-
 import pytest
 import trio
 from harness.noise import noise
 from harness.stage import V4, Family, Stage
 
-from trio_passt.host import sockets
 from trio_passt.tcp import bridge, timeouts
 from trio_passt.wire.tcp import ACK, FIN
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
-
-
-@pytest.fixture
-def fixed_send_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The send buffers of the daemon's sockets do not grow, so that it is soon known how much they take."""
-    prepare = sockets.prepare_tcp
-
-    def and_fix_the_buffer(sock: socket.socket) -> None:
-        prepare(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
-
-    monkeypatch.setattr(sockets, "prepare_tcp", and_fix_the_buffer)
 
 
 @pytest.mark.usefixtures("peek_offset")
