@@ -157,14 +157,16 @@ class ToGuest:
         if advance < 0:  # an old one; too old is a guess (RFC 5961 section 5)
             return Acknowledgement(is_valid=-advance <= self._largest_window)
         window_before = self.window
-        self._take_window(segment)
+        self._take_window(segment, advance)
         if advance == 0:
             return self._unmoved(segment, window_before)
         return self._moved(segment.ack, advance, now)
 
-    def _take_window(self, segment: TcpSegment) -> None:
+    def _take_window(self, segment: TcpSegment, advance: int) -> None:
+        """The window of a newer segment (RFC 9293 section 3.10.7.4, SND.WL1 and SND.WL2), and of one that is older but
+        acknowledges more, as a retransmission may: its window counts from there."""
         newer = seq.distance(self._window_seq, segment.seq)
-        if newer > 0 or (newer == 0 and seq.distance(self._window_ack, segment.ack) >= 0):
+        if newer > 0 or advance > 0 or (newer == 0 and seq.distance(self._window_ack, segment.ack) >= 0):
             self.window = segment.window << self._scale
             self._largest_window = max(self._largest_window, self.window)
             self._window_seq, self._window_ack = segment.seq, segment.ack
