@@ -32,7 +32,7 @@ from trio_passt.flow.session import Session
 from trio_passt.flow.translate import AddressMap
 from trio_passt.host.listeners import PortListeners
 from trio_passt.host.queue import SCRATCH_BYTES
-from trio_passt.host.readiness import Readiness
+from trio_passt.host.readiness import READABLE, Readiness
 from trio_passt.icmp.flow import check_permission as check_ping_permission
 from trio_passt.link.base import Link, LinkClosed
 from trio_passt.link.capture import Capture, CapturingLink, open_capture
@@ -150,7 +150,7 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
             nursery.start_soon(advertise_router, link, network)
             listeners.receiver = dispatcher
             try:
-                await own_frames(link, dispatcher)
+                await own_frames(link, dispatcher, readiness)
             except LinkClosed as closed:
                 log.info("guest gone: %s", closed)
             finally:
@@ -160,11 +160,35 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
             log.debug("dropped: %s: %d", reason, count)
 
 
-async def own_frames(link: Link, dispatcher: Dispatcher) -> None:
-    """The root task: reads a batch of frames, dispatches it.  It never awaits a flow."""
+async def own_frames(link: Link, dispatcher: Dispatcher, readiness: Readiness) -> None:
+    """The root task: batches of frames are dispatched as they come.  It never awaits a flow.  Ends with `LinkClosed`.
+
+    A link's descriptor is watched together with the host's sockets, since what comes from one side goes to the other.
+    """
     dispatcher.find_guest()
-    while True:
-        dispatcher.dispatch(await link.receive_batch())
+    descriptor = link.fileno()
+    if descriptor is None:
+        while True:
+            dispatcher.dispatch(await link.receive_batch())
+    ended = trio.Event()
+    reasons: list[Exception] = []
+
+    def take(_mask: int) -> None:
+        try:
+            batch = link.receive_now()
+            if batch is not None:
+                dispatcher.dispatch(batch)
+        except Exception as reason:
+            readiness.forget(descriptor)
+            reasons.append(reason)
+            ended.set()
+
+    readiness.watch(descriptor, take, events=READABLE, edge_triggered=False)
+    try:
+        await ended.wait()
+    finally:
+        readiness.forget(descriptor)
+    raise reasons[0]
 
 
 async def advertise_router(link: Link, network: GuestNetwork) -> None:

@@ -2,7 +2,8 @@
 
 Theory of operation
 -------------------
-A link moves *batches*.  `receive_batch` awaits at least one frame and returns all that are there.  `send`
+A link moves *batches*.  `receive_batch` awaits at least one frame and returns all that are there; where the link has a
+descriptor, `receive_now` does the same for somebody who waits for that descriptor together with others.  `send`
 never waits: it takes as many frames as fit and says how many; nothing is queued.  Whoever was not served
 keeps what it has (a TCP flow peeks it again from its host socket) and asks to be called back with
 `when_ready`.
@@ -31,6 +32,12 @@ class Link(Protocol):
 
     async def receive_batch(self) -> FrameBatch:
         """All frames that are there, at least one.  Raises `LinkClosed`; one task at a time."""
+
+    def fileno(self) -> int | None:
+        """The descriptor that is readable when there are frames, or the end; `None` for a link that has none."""
+
+    def receive_now(self) -> FrameBatch | None:
+        """All frames that are there, without waiting, or `None`.  Raises `LinkClosed`."""
 
     def send(self, runs: Sequence[FrameRun]) -> int:
         """Take frames in order and return how many were taken (a frame once begun counts as taken).

@@ -103,6 +103,17 @@ class CapturingLink:
         self._capture.record(batch)
         return batch
 
+    def fileno(self) -> int | None:
+        """That of the other link."""
+        return self._link.fileno()
+
+    def receive_now(self) -> FrameBatch | None:
+        """What the guest has sent, recorded."""
+        batch = self._link.receive_now()
+        if batch is not None:
+            self._capture.record(batch)
+        return batch
+
     def send(self, runs: Sequence[FrameRun]) -> int:
         """Send to the guest, and record as many frames as were taken."""
         count = self._link.send(runs)

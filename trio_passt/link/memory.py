@@ -67,6 +67,16 @@ class MemoryLink:
         assert self._closed is not None
         raise LinkClosed(self._closed)
 
+    def fileno(self) -> int | None:
+        """There is none."""
+        return None
+
+    def receive_now(self) -> FrameBatch | None:
+        """The next batch, if there is one."""
+        if self._closed is not None and not self._arrived:
+            raise LinkClosed(self._closed)
+        return self._arrived.popleft() if self._arrived else None
+
     def send(self, runs: Sequence[FrameRun]) -> int:
         """Take frames up to the capacity; see `Link.send`."""
         if self._closed is not None:

@@ -72,13 +72,26 @@ class StreamLink:
         hang_up.register(self._socket, select.POLLRDHUP)
         return bool(hang_up.poll(0))
 
+    def fileno(self) -> int | None:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
     async def receive_batch(self) -> FrameBatch:
         """All complete frames that are there, at least one; `LinkClosed` when there will be no more."""
         while True:
             bounds = self._complete_frames()
             if bounds:
                 return self._take_batch(bounds)
-            await self._read()
+            with suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+            self._read()
+
+    def receive_now(self) -> FrameBatch | None:
+        """What one look at the socket brings; it stays readable if there is more."""
+        if self._closed is None:
+            self._read()
+        bounds = self._complete_frames()
+        return self._take_batch(bounds) if bounds else None
 
     def _complete_frames(self) -> framing.Bounds:
         if self._closed is not None:
@@ -97,10 +110,8 @@ class StreamLink:
         self._filled = left
         return batch
 
-    async def _read(self) -> None:
-        """Wait for bytes and read once."""
-        with suppress(trio.ClosedResourceError):
-            await trio.lowlevel.wait_readable(self._socket.fileno())
+    def _read(self) -> None:
+        """Read once."""
         if self._closed is not None:
             raise LinkClosed(self._closed)
         try:

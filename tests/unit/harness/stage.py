@@ -217,7 +217,7 @@ class Stage:
             nursery.start_soon(self.readiness.run)
             task_status.started()
             try:
-                await own_frames(self.link, self.dispatcher)
+                await own_frames(self.link, self.dispatcher, self.readiness)
             except LinkClosed as closed:
                 self.ended = str(closed)
             nursery.cancel_scope.cancel()
