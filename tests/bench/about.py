@@ -16,13 +16,17 @@ from tests.bench.cells import FLOOR, OURS
 
 @dataclass(frozen=True)
 class About:
-    """A run. `load` is the machine's load average when the run began: what others do shows in it."""
+    """A run. `load` is the machine's load average when the run began: what others do shows in it.
+
+    `congestion_control` is the machine's default, which all namespaces inherit: much depends on it.
+    """
 
     date: str
     kernel: str
     cpu: str
     cpu_count: int
     load: float
+    congestion_control: str
     versions: dict[str, str]
     rounds: int
     seconds: float
@@ -38,6 +42,7 @@ def about(programs: tuple[str, ...], rounds: int, seconds: float) -> About:
         cpu=_cpu_model(Path("/proc/cpuinfo").read_text()),
         cpu_count=os.cpu_count() or 1,
         load=round(os.getloadavg()[0], 2),
+        congestion_control=Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         versions=versions,
         rounds=rounds,
         seconds=seconds,

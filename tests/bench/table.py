@@ -22,7 +22,8 @@ Made by `nox -s bench` (or `sh tests/run.sh -s bench`), not by hand. Compare the
 another machine shows.
 
 - {date}, Linux {kernel}, {cpu}, {cpu_count} CPUs. The machine is shared, and a virtual one itself: its speed
-  changes from minute to minute. Its load average when the run began was {load:g}.
+  changes from minute to minute. Its load average when the run began was {load:g}. TCP's congestion control is
+  {congestion_control} everywhere, the machine's default.
 - {versions}. The programs other than trio-passt are Debian's.
 - {rounds} rounds. A cell takes {seconds:g} s, after 1 s of warm-up. It shows the median of the rounds and, in brackets,
   the smallest and the largest. The programs run side by side, and a cell is measured with one right after the other, in

@@ -7,7 +7,7 @@ from tests.bench.results import Idle, Results, Samples, Sharing
 from tests.bench.targets import Target
 
 UP = Bulk(Direction.UP, 65520, 1)
-ABOUT = About("2025-01-02", "6.1.0", "A CPU", 2, 0.5, {OURS: "0.1.0 (abc)", PASST: "0.0~git1"}, 5, 2.0)
+ABOUT = About("2025-01-02", "6.1.0", "A CPU", 2, 0.5, "cubic", {OURS: "0.1.0 (abc)", PASST: "0.0~git1"}, 5, 2.0)
 
 
 def _cells(line: str) -> list[str]:
