@@ -328,8 +328,15 @@ def _payload_block(batch: FrameBatch, headers: _Headers, frames: slice) -> Octet
 
 
 def _row_sums(block: Octets) -> Numbers:
-    """The sum of each row's little-endian 16-bit words, an odd byte at the end padded with zero."""
-    if block.shape[1] % 2:
-        block = np.pad(block, ((0, 0), (0, 1)))
-    sums: Numbers = block.view("<u2").sum(axis=1, dtype=np.uint32).astype(np.int64)
-    return sums
+    """Each row's sum, modulo 65535, of its little-endian 16-bit words; an odd byte at the end is padded with zero.
+
+    Where they come out even it is summed by 32-bit words, which is the same modulo 65535, and quicker.
+    """
+    if block.shape[1] % 4 == 0:
+        sums = block.view("<u4").sum(axis=1, dtype=np.uint64)
+    else:
+        if block.shape[1] % 2:
+            block = np.pad(block, ((0, 0), (0, 1)))
+        sums = block.view("<u2").sum(axis=1, dtype=np.uint64)
+    reduced: Numbers = (sums % 65535).astype(np.int64)
+    return reduced

@@ -16,7 +16,6 @@ The IPv4 identification is 0 throughout: with DF set it means nothing (RFC 6864 
 """
 
 import struct
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +33,6 @@ _IPV4_HEAD = struct.Struct("!I 16s H 6s H 12s IIBBHHH")
 
 _IPV6_HEAD = struct.Struct("!I 18s H 38s IIBBHHH")
 """Frame length; up to the payload length; payload length; up to the ports, included; TCP."""
-
-Numbers = npt.NDArray[np.integer]
 
 COPY_BELOW_MSS = 4096
 """Segments below this size are cut by copying into one block; above, a header of its own for each costs less."""
@@ -113,8 +110,10 @@ class TcpHeaders:
         last = (len(payload) - 1) // step * step
         runs: list[FrameRun] = []
         if last:
-            if step == mss and last > mss:
-                runs.append(self._cut_run(seq, ack, flags & ~tcp.PSH, window, payload[:last], mss))
+            if step == mss < COPY_BELOW_MSS and last > mss:
+                runs.append(self._cut_small(seq, ack, flags & ~tcp.PSH, window, payload[:last], mss))
+            elif not self._capabilities.checksum:
+                runs.append(self._cut_large(seq, ack, flags & ~tcp.PSH, window, payload[:last], mss))
             else:
                 runs.extend(
                     self._payload_frame(seq + at, ack, flags & ~tcp.PSH, window, payload[at : at + step], mss)
@@ -184,43 +183,51 @@ class TcpHeaders:
         ports = (self._after_checksum or self._after_length)[-4:]
         return self._tcp_sum + 0xFFFF - checksum.sum_of(ports)
 
-    def _cut_run(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> FrameRun:
-        """Equal segments of `mss` bytes each: the numbers that differ as columns, and what is the same only once."""
+    def _cut_large(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> FrameRun:
+        """Equal segments of `mss` bytes each, not copied: a header for each, and the sums of all payloads at once."""
+        tcp_bytes = tcp.HEADER_BYTES + mss
+        offset = tcp.HEADER_BYTES << 2
+        sums = _sums_of_rows(payload, mss).tolist()
+        constant = self._tcp_sum + tcp_bytes + ack + (offset << 8 | flags) + window
+        parts: list[Buffer] = []
+        for number, payload_sum in enumerate(sums):
+            at = number * mss
+            own_seq = (seq + at) & 0xFFFFFFFF
+            field = 0xFFFF ^ ((payload_sum + own_seq + constant) % 65535 or 65535)
+            parts.append(self._head(tcp_bytes, own_seq, ack, offset, flags, window, field))
+            parts.append(payload[at : at + mss])
+        return FrameRun(tuple(parts), len(sums), PREFIX_BYTES + self._tcp_at + tcp_bytes)
+
+    def _cut_small(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> FrameRun:
+        """Equal segments of `mss` bytes each, as one block: the columns of an array, what is the same only once."""
         count = len(payload) // mss
         tcp_bytes = tcp.HEADER_BYTES + mss
         offset = tcp.HEADER_BYTES << 2
-        seqs = (np.arange(count, dtype=np.uint64) * mss + seq) & 0xFFFFFFFF
-        offload = None
-        if self._capabilities.checksum:
-            fields = np.full(count, checksum.fold(self._pseudo_sum() + tcp_bytes))
-            offload = Offload(self._tcp_at, 16, self.header_bytes)
-        else:
-            constant = self._tcp_sum + tcp_bytes + ack + (offset << 8 | flags) + window
-            words = np.frombuffer(payload, "<u4").reshape(count, mss // 4).sum(axis=1, dtype=np.uint64) % 65535
-            swapped = ((words & 0xFF) << 8) | (words >> 8)
-            totals = (swapped + seqs + constant) % 65535
-            fields = 0xFFFF ^ np.where(totals == 0, 65535, totals)
-        stride = PREFIX_BYTES + self._tcp_at + tcp_bytes
-        parts: tuple[Buffer, ...]
-        if mss < COPY_BELOW_MSS:
-            header = self._head(tcp_bytes, 0, ack, offset, flags, window, 0)
-            parts = (self._copied(header, seqs, fields, payload, mss),)
-        else:
-            heads = [
-                self._head(tcp_bytes, own_seq, ack, offset, flags, window, field)
-                for own_seq, field in zip(seqs.tolist(), fields.tolist(), strict=True)
-            ]
-            pieces = [payload[at : at + mss] for at in range(0, len(payload), mss)]
-            parts = tuple(chain.from_iterable(zip(heads, pieces, strict=True)))
-        return FrameRun(parts, count, stride, offload)
+        header = self._head(tcp_bytes, 0, ack, offset, flags, window, 0)
+        head_bytes = len(header)
+        seq_at = PREFIX_BYTES + self._tcp_at + 4
+        sum_at = PREFIX_BYTES + self._tcp_at + 16
 
-    def _copied(self, header: bytes, seqs: Numbers, fields: Numbers, payload: memoryview, mss: int) -> memoryview:
-        """All frames as one block: a header without sequence number and checksum, and those filled in."""
-        count, head_bytes = len(seqs), len(header)
-        tcp_at = PREFIX_BYTES + self._tcp_at
         block = np.empty((count, head_bytes + mss), np.uint8)
         block[:, :head_bytes] = np.frombuffer(header, np.uint8)
         block[:, head_bytes:] = np.frombuffer(payload, np.uint8).reshape(count, mss)
-        block[:, tcp_at + 4 : tcp_at + 8] = seqs.astype(">u4").view(np.uint8).reshape(count, 4)
-        block[:, tcp_at + 16 : tcp_at + 18] = fields.astype(">u2").view(np.uint8).reshape(count, 2)
-        return block.reshape(-1).data
+        seqs = (np.arange(count, dtype=np.uint64) * mss + seq) & 0xFFFFFFFF
+        block[:, seq_at : seq_at + 4] = seqs.astype(">u4").view(np.uint8).reshape(count, 4)
+        offload = None
+        if self._capabilities.checksum:
+            field = checksum.fold(self._pseudo_sum() + tcp_bytes)
+            block[:, sum_at : sum_at + 2] = (field >> 8, field & 0xFF)
+            offload = Offload(self._tcp_at, 16, self.header_bytes)
+        else:
+            constant = self._tcp_sum + tcp_bytes + ack + (offset << 8 | flags) + window
+            totals = (_sums_of_rows(payload, mss) + seqs + constant) % 65535
+            fields = (0xFFFF ^ np.where(totals == 0, 65535, totals)).astype(">u2")
+            block[:, sum_at : sum_at + 2] = fields.view(np.uint8).reshape(count, 2)
+        return FrameRun((block.reshape(-1).data,), count, head_bytes + mss, offload)
+
+
+def _sums_of_rows(payload: memoryview, row_bytes: int) -> npt.NDArray[np.uint64]:
+    """The sums (see `checksum`) of pieces of `row_bytes`, a multiple of 4."""
+    words = np.frombuffer(payload, "<u4").reshape(-1, row_bytes // 4).sum(axis=1, dtype=np.uint64) % 65535
+    swapped: npt.NDArray[np.uint64] = ((words & 0xFF) << 8) | (words >> 8)
+    return swapped
