@@ -78,6 +78,8 @@ class Dispatcher:
 
         Runs of one connection's frames come as one segment, which means the same (`wire.coalesce`).
         """
+        link = self._session.link
+        link.gather()
         for item in coalesce(batch):
             try:
                 if isinstance(item, JoinedSegments):
@@ -90,6 +92,7 @@ class Dispatcher:
         for flow in self._to_wake:
             flow.wake()
         self._to_wake.clear()
+        link.release()
 
     def _take_frame(self, frame: memoryview) -> None:
         if (expected := plain.parse(frame)) is not None and self._take_plain(*expected):

@@ -28,6 +28,20 @@ class FrameSink(Protocol):
     def send(self, runs: Sequence[FrameRun]) -> int:
         """Take frames without waiting, and say how many."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `send` is known to take nothing."""
+
+    @property
+    def waiting(self) -> int:
+        """How many callbacks wait for room."""
+
+    def gather(self) -> None:
+        """Small frames may be kept until `release`."""
+
+    def release(self) -> None:
+        """Send what was kept."""
+
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Call back once when a link that was full may take frames again."""
 

@@ -46,6 +46,23 @@ class Link(Protocol):
         everything and forgets it, since its reader is about to tell.
         """
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `send` is known to take nothing: then it is not worth preparing frames for it."""
+
+    @property
+    def waiting(self) -> int:
+        """How many callbacks wait for room."""
+
+    def gather(self) -> None:
+        """Small frames may be kept from now on, to be sent together: many flows are about to acknowledge.
+
+        They are taken, as far as `send` says.
+        """
+
+    def release(self) -> None:
+        """Send what was kept since `gather`."""
+
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, from the link's own task, as soon as `send` may take frames (again)."""
 

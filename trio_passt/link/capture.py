@@ -122,6 +122,24 @@ class CapturingLink:
             self._capture.record(islice(frames, count))
         return count
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the other link is."""
+        return self._link.is_full
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for the other link."""
+        return self._link.waiting
+
+    def gather(self) -> None:
+        """As the other link does; the record has the frames at once."""
+        self._link.gather()
+
+    def release(self) -> None:
+        """As the other link does."""
+        self._link.release()
+
     def when_ready(self, callback: Callable[[], None]) -> None:
         """As the other link does."""
         self._link.when_ready(callback)

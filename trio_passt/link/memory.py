@@ -92,6 +92,17 @@ class MemoryLink:
                 count += 1
         return count
 
+    @property
+    def waiting(self) -> int:
+        """How many callbacks wait for room."""
+        return len(self._callbacks)
+
+    def gather(self) -> None:
+        """Nothing is kept: each frame is sent at once."""
+
+    def release(self) -> None:
+        """Nothing was kept."""
+
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Have `run` call `callback` once when there is room; first come, first served."""
         self._callbacks.append(callback)

@@ -11,6 +11,10 @@ Writing.  One `sendmsg` for all runs.  A short write may end inside a frame; the
 copied, and until it is written nothing else is: an ACK slipped in between would end the guest's connection.
 The frames after it were not taken.
 
+Gathering.  While a batch from the guest is worked off, each flow in it acknowledges: a system call for each, and a
+wake-up of whoever reads.  So between `gather` and `release` small frames are kept, and written together.  They count as
+taken; what the socket has no room for then is treated like the rest of a frame.
+
 Waiting.  `run` waits for writability only when somebody asked for it or a rest is left.  Linux calls a UNIX
 socket writable when no more than a quarter of its send buffer is used, so there is room for more than one
 frame.
@@ -23,7 +27,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import chain
 
 import trio
 
@@ -41,6 +44,9 @@ SOCKET_BUFFER_BYTES = 1024 * 1024
 
 IOV_MAX = 1024
 """Parts that one `sendmsg` takes (sysconf(_SC_IOV_MAX) on Linux)."""
+
+SMALL_FRAME_BYTES = 128
+"""Frames up to this size are worth gathering: those without data."""
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -60,6 +66,8 @@ class StreamLink:
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._rest: Buffer = b""
+        self._gathered: list[bytes] = []
+        self._gathers = False
         self._full = False
         self._callbacks: deque[Callable[[], None]] = deque()
         self._wanted = trio.Event()
@@ -125,24 +133,61 @@ class StreamLink:
                 self._fail("the guest disconnected" + (" in the middle of a frame" if self._filled else ""))
             self._filled += count
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `send` is known to take nothing."""
+        return self._full
+
+    @property
+    def waiting(self) -> int:
+        """How many callbacks wait for room."""
+        return len(self._callbacks)
+
+    def gather(self) -> None:
+        """Keep small frames until `release`, or until something larger is sent."""
+        self._gathers = True
+
+    def release(self) -> None:
+        """Write what was gathered."""
+        self._gathers = False
+        if self._gathered:
+            self.send(())
+
     def send(self, runs: Sequence[FrameRun]) -> int:
         """Take as many frames as the socket does; see `Link.send`."""
         if self._rest:
             self._finish_rest()
         if self._closed is not None:
+            self._gathered.clear()
             return sum(run.count for run in runs)
         if self._rest:
             return 0
-        size = sum(run.count * run.stride for run in runs)
-        parts = runs[0].parts if len(runs) == 1 else tuple(chain.from_iterable(run.parts for run in runs))
+        if self._gathers and len(runs) == 1 and runs[0].stride <= SMALL_FRAME_BYTES:
+            self._gathered.append(b"".join(runs[0].parts))
+            return runs[0].count
+        return self._send_now(runs)
+
+    def _send_now(self, runs: Sequence[FrameRun]) -> int:
+        """What was gathered, and then `runs`."""
+        gathered = b"".join(self._gathered)
+        self._gathered.clear()
+        parts: list[Buffer] = [gathered] if gathered else []
+        size = len(gathered)
+        for run in runs:
+            parts += run.parts
+            size += run.count * run.stride
         written = self._write(parts)
         self._full = written < size
-        if self._full and self._closed is None:
-            frames, self._rest = framing.taken(runs, written)
-            if self._rest:
-                self._wanted.set()
-            return frames
-        return sum(run.count for run in runs)
+        if not self._full or self._closed is not None:
+            return sum(run.count for run in runs)
+        frames = 0
+        if written < len(gathered):
+            self._rest = gathered[written:]
+        else:
+            frames, self._rest = framing.taken(runs, written - len(gathered))
+        if self._rest:
+            self._wanted.set()
+        return frames
 
     def _write(self, parts: Sequence[Buffer]) -> int:
         """Write as much as the socket takes, and return the count of bytes; an error closes the link."""

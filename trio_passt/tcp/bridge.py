@@ -23,9 +23,6 @@ from trio_passt.wire.tcp import TcpSegment
 PIECES_PER_WRITE = 1024
 """IOV_MAX: how many pieces one sendmsg takes."""
 
-TURN_BYTES = 1024 * 1024
-"""So much goes to the guest in one turn, piece by piece, before others get theirs."""
-
 WINDOW_FLOOR_BYTES = 128 * 1024
 """The window is the free part of the host socket's send buffer, but at least this, less what already waits in front
 of the buffer.  So a full buffer always has something waiting, and that is what makes the kernel grow it, and report
@@ -255,23 +252,24 @@ class Bridge:
         to_guest = self.to_guest
         went_out = self._resend_first and self._resend(ack, window)
         self.has_more = False
-        left = TURN_BYTES
-        while to_guest.state is ToGuestState.OPEN and self._receive_queue.readable and not self._output.link_is_full:
-            taken = self._send_new(ack, window, now)
-            if not taken:
-                break
-            went_out = True
-            left -= taken
-            if left <= 0:
-                self.has_more = True
-                break
+        if to_guest.state is ToGuestState.OPEN and self._receive_queue.readable:
+            left = self._output.share_bytes()
+            while self._receive_queue.readable and self._output.has_room():
+                if left < to_guest.mss:
+                    self.has_more = True
+                    break
+                taken = self._send_new(ack, window, now, left)
+                if not taken:
+                    break
+                went_out = True
+                left -= taken
         if to_guest.state is ToGuestState.DUE and self._output.segment(to_guest.next, ack, tcp.FIN | tcp.ACK, window):
             to_guest.fin_sent(now)
             went_out = True
         return went_out
 
-    def _send_new(self, ack: int, window: int, now: float) -> int:
-        """Send one piece of new data; returns how many bytes went out, 0 when that is all for now."""
+    def _send_new(self, ack: int, window: int, now: float, most: int) -> int:
+        """Send one piece of new data, up to `most` bytes; returns how many went out, 0 when that is all for now."""
         to_guest, queue = self.to_guest, self._receive_queue
         offset = to_guest.queue_offset
         room = min(to_guest.room(), queue.reach - offset)
@@ -279,7 +277,7 @@ class Bridge:
             if to_guest.window == 0 and not to_guest.in_flight:
                 to_guest.window_closed(now)
             return 0
-        view = queue.peek(offset, min(room, to_guest.whole_segments(PEEK_BYTES)))
+        view = queue.peek(offset, min(room, to_guest.whole_segments(min(most, PEEK_BYTES))))
         if view is None:
             return 0
         if not view:

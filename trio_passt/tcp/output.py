@@ -7,6 +7,12 @@ from trio_passt.flow.session import Session
 from trio_passt.wire.frames import FrameRun
 from trio_passt.wire.segment import TcpHeaders
 
+TURN_BYTES = 1024 * 1024
+"""What one flow sends before others get their turn, if nobody else waits for the link."""
+
+LEAST_SHARE_BYTES = 64 * 1024
+"""What it sends even if many wait: a large segment."""
+
 
 class Output:
     """Makes frames of segments and offers them to the link.
@@ -37,13 +43,26 @@ class Output:
         taken = self._offer(runs, frames)
         return len(payload) if taken == frames else taken * headers.payload_per_frame(mss)
 
+    def share_bytes(self) -> int:
+        """How much data may go out in one turn: the more flows wait for the link, the less each gets at a time."""
+        return max(TURN_BYTES // (1 + self._session.link.waiting), LEAST_SHARE_BYTES)
+
+    def has_room(self) -> bool:
+        """Whether data is worth preparing; if not, `on_room` will be called."""
+        if not self.link_is_full and self._session.link.is_full:
+            self._wait_for_room()
+        return not self.link_is_full
+
+    def _wait_for_room(self) -> None:
+        self.link_is_full = True
+        self._session.link.when_ready(self._has_room)
+
     def _offer(self, runs: list[FrameRun], frames: int) -> int:
         if self.link_is_full:
             return 0
         taken = self._session.link.send(runs)
         if taken < frames:
-            self.link_is_full = True
-            self._session.link.when_ready(self._has_room)
+            self._wait_for_room()
         return taken
 
     def _has_room(self) -> None:
