@@ -4,44 +4,39 @@ Theory of operation
 -------------------
 A guest that sends in bulk sends frames whose headers differ only in sequence number, IP identification, checksums and
 PSH; one that receives in bulk sends pure acknowledgements.  To parse them one by one costs more than everything else
-together.  Here the headers of a whole batch are gathered into one array and transposed, so that each 32-bit word of
-the header is a row, and NumPy decides for all frames at once
+together.  Such frames have one length, and so they lie in the batch at equal distances: to NumPy, a group of them is an
+array with one frame a row, and each field of the header a column, without anything being copied.  A few comparisons
+between each row and the one before it say which frames continue which; then, for each run, the sums of all rows say
+whether the checksums are right, and the payloads are copied into one piece.
 
-- which are candidates: TCP in a whole packet, no options, ACK and perhaps PSH, the IP header's checksum right;
-- which continue the one before them, and so belong to a run;
-
-and then for each run whether the checksums are right.  The cost is a fixed part and a part that grows with the count
-of frames, whatever they are: there is no search, and so nothing that broken runs could make slow.
+The cost is a fixed part for each group and a part that grows with the size of the batch, whatever is in it: there is no
+search, and so nothing that broken runs could make slow.
 
 What is joined is exactly what the frame-by-frame path would have given: a run of data is the concatenation; of a run of
 acknowledgements the last one counts, and it is followed by `duplicates` exact copies of it.  Everything else is left as
 the frames that it came in: options, SYN, FIN, RST, fragments, wrong checksums, a gap, an older acknowledgement number.
-
-Small batches are not even looked at, and a batch in which no two neighbours of a sample look alike is left as it is.
 """
 
 import struct
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
 from trio_passt.wire import tcp
-from trio_passt.wire.checksum import Buffer
+from trio_passt.wire.checksum import Buffer, fold
+from trio_passt.wire.ethernet import HEADER_BYTES as ETHERNET_BYTES
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
 from trio_passt.wire.ethernet import parse as parse_ethernet
 from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.tcp import TcpSegment
 
-Octets = npt.NDArray[np.uint8]
-Words = npt.NDArray[np.uint32]
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-LOOK_FROM_FRAMES = 8
-"""Batches below this size are left as they are: eight frames parsed one by one cost as much as a look at them."""
+LOOK_FROM_FRAMES = 6
+"""Smaller groups are left as they are: so many frames parsed one by one cost as much as a look at them."""
 
 LARGE_FRAME_BYTES = 16384
 """Batches of larger frames on average are left as they are: parsing one costs less than copying its payload."""
@@ -49,18 +44,7 @@ LARGE_FRAME_BYTES = 16384
 JOIN_FROM_FRAMES = 3
 """Shorter runs are left as frames: to build one joined segment costs as much as to parse one or two."""
 
-SAMPLED_PAIRS = 8
-
-_PAD = 2
-"""Bytes before the frame that are gathered with it, so that IP and TCP header lie on 32-bit words."""
-
-
 _PORTS = struct.Struct("!HH")
-
-#                    ports    seq      ack     offset flags (PSH may differ) window checksum urgent
-_TCP_SHAPE_MASK = "00000000 00000000 00000000 ff f7 0000 0000 0000"
-_TCP_SHAPE = "00000000 00000000 00000000 50 10 0000 0000 0000"
-_TCP_SAME_MASK = "ffffffff 00000000 00000000 ff f7 0000 0000 ffff"
 
 
 @frozen(eq=False)
@@ -86,23 +70,20 @@ Item = memoryview | JoinedSegments
 
 @frozen(eq=False)
 class _Layout:
-    """Where things are in the frames of one IP version: offsets in bytes of the frame, or in words of `_Headers.words`.
+    """Where things are in the frames of one IP version: offsets in bytes.
 
-    A frame is a candidate if `words & shape_mask == shape`; it may continue the one before it if the two agree in the
-    bits of `same_mask`.  `length_beyond` is what the IP header's length field counts besides the TCP payload.
+    A run's first frame has the bits of `shape` under `shape_mask`; each further one has those bits of the frame before
+    it that `same_mask` selects.  The IP header's length field counts `length_beyond` bytes besides the TCP payload.
     """
 
-    ethertype: bytes
     header_bytes: int
-    protocol_at: int
     length_at: int
     length_beyond: int
     address_bytes: int
-    ip_checksum_words: slice | None
-    tcp_checksum_words: slice
-    shape_mask: Words
-    shape: Words
-    same_mask: Words
+    has_checksum: bool
+    shape: int
+    shape_mask: int
+    same_mask: npt.NDArray[np.uint8]
 
     @property
     def tcp_at(self) -> int:
@@ -113,230 +94,231 @@ class _Layout:
         return self.tcp_at - 2 * self.address_bytes
 
 
-def _words(hexadecimal: str) -> Words:
-    """A column of words, given in the order on the wire."""
-    return np.frombuffer(bytes.fromhex(hexadecimal), "<u4")[:, np.newaxis]
+def _layout(length_at: int, length_beyond: int, address_bytes: int, shape: str, shape_mask: str, same: str) -> _Layout:
+    """The hexadecimal strings are the bytes on the wire."""
+    mask = bytes.fromhex(same)
+    return _Layout(
+        len(mask),
+        length_at,
+        length_beyond,
+        address_bytes,
+        address_bytes == 4,
+        int.from_bytes(bytes.fromhex(shape), "big"),
+        int.from_bytes(bytes.fromhex(shape_mask), "big"),
+        np.frombuffer(mask, np.uint8),
+    )
 
 
-_IPV4 = _Layout(
-    ethertype=EtherType.IPV4.to_bytes(2, "big"),
-    header_bytes=54,
-    protocol_at=23,
+#            ports    seq      ack     offset flags window checksum urgent
+_TCP_MASK = "00000000 00000000 00000000 ff f7 0000 0000 0000"
+_TCP_SHAPE = "00000000 00000000 00000000 50 10 0000 0000 0000"
+_TCP_SAME = "ffffffff 00000000 00000000 ff f7 0000 0000 ffff"
+
+_IPV4 = _layout(
     length_at=16,
     length_beyond=40,
     address_bytes=4,
-    ip_checksum_words=slice(4, 9),
-    tcp_checksum_words=slice(7, 14),
-    #           pad, MACs and EtherType        version TOS length id DF TTL protocol sum, addresses    TCP
-    shape_mask=_words("0000" + "00" * 12 + "ffff" + "ff00 0000 0000 3fff 00ff 0000" + "00" * 8 + _TCP_SHAPE_MASK),
-    shape=_words("0000" + "00" * 12 + "0800" + "4500 0000 0000 0000 0006 0000" + "00" * 8 + _TCP_SHAPE),
-    same_mask=_words("0000" + "ff" * 12 + "ffff" + "ffff ffff 0000 ffff ffff 0000" + "ff" * 8 + _TCP_SAME_MASK),
+    #      MACs and EtherType   version TOS length id DF TTL protocol sum, addresses
+    shape="00" * 12 + "0800" + "4500 0000 0000 0000 0006 0000" + "00" * 8 + _TCP_SHAPE,
+    shape_mask="00" * 12 + "ffff" + "ff00 0000 0000 3fff 00ff 0000" + "00" * 8 + _TCP_MASK,
+    same="ff" * 12 + "ffff" + "ffff ffff 0000 ffff ffff 0000" + "ff" * 8 + _TCP_SAME,
 )
 
-_IPV6 = _Layout(
-    ethertype=EtherType.IPV6.to_bytes(2, "big"),
-    header_bytes=74,
-    protocol_at=20,
+_IPV6 = _layout(
     length_at=18,
     length_beyond=20,
     address_bytes=16,
-    ip_checksum_words=None,
-    tcp_checksum_words=slice(6, 19),
-    #           pad, MACs and EtherType        version class flow length next hops, addresses    TCP
-    shape_mask=_words("0000" + "00" * 12 + "ffff" + "f0000000 0000 ff 00" + "00" * 32 + _TCP_SHAPE_MASK),
-    shape=_words("0000" + "00" * 12 + "86dd" + "60000000 0000 06 00" + "00" * 32 + _TCP_SHAPE),
-    same_mask=_words("0000" + "ff" * 12 + "ffff" + "ffffffff ffff ff ff" + "ff" * 32 + _TCP_SAME_MASK),
+    #      MACs and EtherType   version class flow length next hops, addresses
+    shape="00" * 12 + "86dd" + "60000000 0000 06 00" + "00" * 32 + _TCP_SHAPE,
+    shape_mask="00" * 12 + "ffff" + "f0000000 0000 ff 00" + "00" * 32 + _TCP_MASK,
+    same="ff" * 12 + "ffff" + "ffffffff ffff ff ff" + "ff" * 32 + _TCP_SAME,
 )
+
+_ETHERTYPE_IPV4 = EtherType.IPV4.to_bytes(2, "big")
+_ETHERTYPE_IPV6 = EtherType.IPV6.to_bytes(2, "big")
 
 
 def coalesce(batch: FrameBatch) -> list[Item]:
     """The batch in order: frames as they are, and runs of them as joined segments."""
     if len(batch) < LOOK_FROM_FRAMES or len(batch.data) > LARGE_FRAME_BYTES * len(batch):
         return list(batch)
-    joined: dict[int, JoinedSegments] = {}
-    for layout in _promising(batch):
-        headers = _gather(batch, layout)
-        for first, last in _runs(headers):
-            run = _join(batch, headers, first, last)
-            if run is not None:
-                joined[first] = run
+    joined: list[tuple[int, JoinedSegments]] = []
+    for first, count in _groups(batch):
+        group = _Group.at(batch, first, count)
+        if group is not None:
+            joined += group.joined()
     items: list[Item] = []
     view = memoryview(batch.data)
     position = 0
-    for first in sorted(joined):
+    for first, run in joined:
         items += [view[start:end] for start, end in batch.bounds[position:first]]
-        items.append(joined[first])
-        position = first + joined[first].frames
+        items.append(run)
+        position = first + run.frames
     items += [view[start:end] for start, end in batch.bounds[position:]]
     return items
 
 
-def _promising(batch: FrameBatch) -> list[_Layout]:
-    """The IP versions for which a few neighbours in the batch are TCP between the same addresses and ports."""
-    data, bounds = batch.data, batch.bounds
-    layouts: list[_Layout] = []
-    for index in range(0, len(bounds) - 1, max(1, len(bounds) // SAMPLED_PAIRS)):
-        (here, end), (there, _) = bounds[index : index + 2]
-        layout = _IPV4 if data[here + 12 : here + 14] == _IPV4.ethertype else _IPV6
-        if layout in layouts or end - here < layout.header_bytes or data[here + layout.protocol_at] != IPProtocol.TCP:
-            continue
-        start, stop = layout.addresses_at, layout.tcp_at + 4
-        if data[here + start : here + stop] == data[there + start : there + stop]:
-            layouts.append(layout)
-    return layouts
+def _groups(batch: FrameBatch) -> list[tuple[int, int]]:
+    """First frame and count of each group of frames that have one length and follow each other at one distance."""
+    groups: list[tuple[int, int]] = []
+    first = index = length = distance = before = 0
+    for index, (start, end) in enumerate(batch.bounds):
+        if end - start != length or (start - before != distance and index != first + 1):
+            if index - first >= LOOK_FROM_FRAMES:
+                groups.append((first, index - first))
+            first, length = index, end - start
+        distance = start - before
+        before = start
+    if index + 1 - first >= LOOK_FROM_FRAMES:
+        groups.append((first, index + 1 - first))
+    return groups
 
 
-@frozen(eq=False)
-class _Headers:
-    """The headers of all frames of a batch, as arrays with one element (of `words`: one column) a frame.
+class _Group:
+    """Frames of one length at one distance, as arrays with one element, or one row, a frame."""
 
-    `sums` are those of pseudo-header and TCP header, without the payload, in little-endian words; where a frame is no
-    candidate, the values mean nothing.  A `trusted` frame's TCP checksum is left to the link.
-    """
-
-    layout: _Layout
-    words: Words
-    starts: Numbers
-    candidates: Flags
-    payload_bytes: Numbers
-    seq: Words
-    ack: Words
-    flags: Numbers
-    window: Numbers
-    sums: Numbers
-    trusted: Flags
-
-    def valid(self, frames: slice, payload_sums: Numbers | int = 0) -> Flags:
-        """Which of the frames have the right TCP checksum, or need none."""
-        right: Flags = (self.sums[frames] + payload_sums) % 65535 == 0
-        return right | self.trusted[frames]
-
-
-def _gather(batch: FrameBatch, layout: _Layout) -> _Headers:
-    """The headers of all frames, and which of them can be part of a run at all."""
-    count = len(batch)
-    bounds = np.fromiter(chain.from_iterable(batch.bounds), np.int64, 2 * count).reshape(count, 2)
-    starts = bounds[:, 0]
-    size = _PAD + layout.header_bytes
-    windows = np.ndarray((len(batch.data) - size + 1,), f"V{size}", batch.data, 0, (1,))
-    at = starts - _PAD
-    there = (at >= 0) & (at < len(windows))
-    rows = windows[np.where(there, at, 0)]
-    words = np.ascontiguousarray(rows.view("<u4").reshape(count, size // 4).T)
-
-    def column(dtype: str, offset: int) -> Numbers:
-        return np.ndarray((count,), dtype, rows, _PAD + offset, (size,)).astype(np.int64)
-
-    payload_bytes = column(">u2", layout.length_at) - layout.length_beyond
-    candidates = there & ((words & layout.shape_mask) == layout.shape).all(axis=0)
-    candidates &= (payload_bytes >= 0) & (starts + payload_bytes + layout.header_bytes <= bounds[:, 1])
-    trusted = np.zeros(count, np.bool_)
-    if batch.offloads is not None:
-        trusted[:] = [offload is not None for offload in batch.offloads]
-        candidates &= [offload is None or offload.segment_bytes == 0 for offload in batch.offloads]
-    if layout.ip_checksum_words is not None:
-        candidates &= words[layout.ip_checksum_words].sum(axis=0, dtype=np.int64) % 65535 == 0
-    tcp_bytes = payload_bytes + tcp.HEADER_BYTES
-    length_and_protocol = (tcp_bytes >> 8) + ((tcp_bytes & 0xFF) << 8) + (IPProtocol.TCP << 8)
-    headers = _Headers(
-        layout,
-        words,
-        starts,
-        candidates,
-        payload_bytes,
-        column(">u4", layout.tcp_at + 4).astype(np.uint32),
-        column(">u4", layout.tcp_at + 8).astype(np.uint32),
-        column("u1", layout.tcp_at + 13),
-        column(">u2", layout.tcp_at + 14),
-        words[layout.tcp_checksum_words].sum(axis=0, dtype=np.int64) + length_and_protocol,
-        trusted,
+    __slots__ = (
+        "_batch",
+        "_count",
+        "_first",
+        "_layout",
+        "_most_payload_bytes",
+        "_start",
+        "_stride",
+        "ack",
+        "payload_bytes",
+        "seq",
+        "window",
     )
-    candidates &= (payload_bytes > 0) | headers.valid(slice(None))
-    return headers
 
+    def __init__(self, batch: FrameBatch, first: int, count: int, layout: _Layout) -> None:
+        start = batch.bounds[first][0]
+        self._batch = batch
+        self._first = first
+        self._count = count
+        self._layout = layout
+        self._most_payload_bytes = batch.bounds[first][1] - start - layout.header_bytes
+        self._start = start
+        self._stride = batch.bounds[first + 1][0] - start
+        self.payload_bytes = self._column(">u2", layout.length_at) - layout.length_beyond
+        self.seq = self._column(">u4", layout.tcp_at + 4)
+        self.ack = self._column(">u4", layout.tcp_at + 8)
+        self.window = self._column(">u2", layout.tcp_at + 14)
 
-def _repeats(headers: _Headers) -> Flags:
-    """For each frame but the first: whether acknowledgement number and window are those of the frame before."""
-    repeats: Flags = (headers.ack[1:] == headers.ack[:-1]) & (headers.window[1:] == headers.window[:-1])
-    return repeats
-
-
-def _runs(headers: _Headers) -> list[list[int]]:
-    """First and last frame of each run.
-
-    A run of acknowledgements does not go on after duplicates: whatever follows them is processed after them.
-    """
-    words, ack, payload_bytes = headers.words, headers.ack, headers.payload_bytes[:-1]
-    follows = headers.candidates[1:] & headers.candidates[:-1]
-    follows &= headers.seq[1:] - headers.seq[:-1] == payload_bytes
-    follows &= ~((words[:, 1:] ^ words[:, :-1]) & headers.layout.same_mask).any(axis=0)
-    repeats = _repeats(headers)
-    pure = payload_bytes == 0
-    follows &= repeats | (pure & (ack[1:] - ack[:-1] < 1 << 31))
-    follows[1:] &= repeats[1:] | ~(follows[:-1] & repeats[:-1])
-
-    outside = np.zeros(len(follows) + 2, np.bool_)
-    outside[1:-1] = follows
-    edges = np.flatnonzero(outside[1:] != outside[:-1]).reshape(-1, 2)
-    long = edges[:, 1] - edges[:, 0] >= JOIN_FROM_FRAMES - 1
-    runs: list[list[int]] = edges[long].tolist()
-    return runs
-
-
-def _join(batch: FrameBatch, headers: _Headers, first: int, last: int) -> JoinedSegments | None:
-    """The run as one segment; `None` if a checksum is wrong."""
-    layout = headers.layout
-    frames = slice(first, last + 1)
-    payload: Buffer = b""
-    duplicates = 0
-    if headers.payload_bytes[first]:
-        block = _payload_block(batch, headers, frames)
-        if not headers.valid(frames, _row_sums(block)).all():
+    @classmethod
+    def at(cls, batch: FrameBatch, first: int, count: int) -> "_Group | None":
+        """The group, if its frames can be TCP segments."""
+        start, end = batch.bounds[first]
+        ethertype = batch.data[start + 12 : start + ETHERNET_BYTES]
+        layout = _IPV4 if ethertype == _ETHERTYPE_IPV4 else _IPV6 if ethertype == _ETHERTYPE_IPV6 else None
+        if layout is None or end - start < layout.header_bytes:
             return None
-        payload = block.reshape(-1).data.toreadonly()
-    else:
-        duplicates = int(np.count_nonzero(_repeats(headers)[first:last]))
-    start = batch.bounds[first][0]
-    frame = batch.data[start : start + layout.header_bytes]
-    source_port, destination_port = _PORTS.unpack_from(frame, layout.tcp_at)
-    segment = TcpSegment(
-        source_port,
-        destination_port,
-        int(headers.seq[first]),
-        int(headers.ack[last]),
-        int(headers.flags[frames].max()),
-        int(headers.window[last]),
-        payload,
-    )
-    middle = layout.addresses_at + layout.address_bytes
-    return JoinedSegments(
-        parse_ethernet(frame)[0],
-        frame[layout.addresses_at : middle],
-        frame[middle : layout.tcp_at],
-        segment,
-        last - first + 1,
-        duplicates,
-    )
+        return cls(batch, first, count, layout)
 
+    def joined(self) -> list[tuple[int, JoinedSegments]]:
+        """Each run of the group with the index of its first frame in the batch."""
+        follows = self._follows()
+        outside = np.zeros(len(follows) + 2, np.bool_)
+        outside[1:-1] = follows
+        edges = np.flatnonzero(outside[1:] != outside[:-1]).tolist()
+        joined = []
+        for first, last in zip(edges[::2], edges[1::2], strict=True):
+            run = self._join(first, last) if last - first >= JOIN_FROM_FRAMES - 1 else None
+            if run is not None:
+                joined.append((self._first + first, run))
+        return joined
 
-def _payload_block(batch: FrameBatch, headers: _Headers, frames: slice) -> Octets:
-    """The payloads of equal length, one a row."""
-    size = int(headers.payload_bytes[frames.start])
-    windows = np.ndarray((len(batch.data) - size + 1,), f"V{size}", batch.data, 0, (1,))
-    rows = windows[headers.starts[frames] + headers.layout.header_bytes]
-    return rows.view(np.uint8).reshape(len(rows), size)
+    def _array(self, dtype: str, offset: int, frames: slice, columns: int) -> npt.NDArray[np.integer]:
+        """`columns` numbers from `offset` on, of each of the frames; a view."""
+        kind = np.dtype(dtype)
+        at = self._start + frames.start * self._stride + offset
+        shape = (frames.stop - frames.start, columns)
+        return np.ndarray(shape, kind, self._batch.data, at, (self._stride, kind.itemsize))
 
+    def _column(self, dtype: str, offset: int) -> Numbers:
+        return self._array(dtype, offset, slice(0, self._count), 1)[:, 0].astype(np.int64)
 
-def _row_sums(block: Octets) -> Numbers:
-    """Each row's sum, modulo 65535, of its little-endian 16-bit words; an odd byte at the end is padded with zero.
+    def _follows(self) -> Flags:
+        """For each frame but the first: whether it goes on where the one before it ends.
 
-    Where they come out even it is summed by 32-bit words, which is the same modulo 65535, and quicker.
-    """
-    if block.shape[1] % 4 == 0:
-        sums = block.view("<u4").sum(axis=1, dtype=np.uint64)
-    else:
-        if block.shape[1] % 2:
-            block = np.pad(block, ((0, 0), (0, 1)))
-        sums = block.view("<u2").sum(axis=1, dtype=np.uint64)
-    reduced: Numbers = (sums % 65535).astype(np.int64)
-    return reduced
+        A run of acknowledgements does not go on after duplicates: whatever follows them is processed after them.
+        """
+        layout, payload_bytes, ack = self._layout, self.payload_bytes[:-1], self.ack
+        heads = self._array("u1", 0, slice(0, self._count), layout.header_bytes)
+        follows: Flags = np.logical_not(((heads[1:] ^ heads[:-1]) & layout.same_mask).any(axis=1))
+        follows &= (self.seq[1:] - self.seq[:-1] - payload_bytes) & 0xFFFFFFFF == 0
+        repeats = (ack[1:] == ack[:-1]) & (self.window[1:] == self.window[:-1])
+        follows &= repeats | ((payload_bytes == 0) & ((ack[1:] - ack[:-1]) & 0xFFFFFFFF < 1 << 31))
+        follows[1:] &= repeats[1:] | ~(follows[:-1] & repeats[:-1])
+        if layout.has_checksum:
+            right = self._sums(ETHERNET_BYTES, slice(0, self._count), layout.tcp_at - ETHERNET_BYTES) == 0
+            follows &= right[1:] & right[:-1]
+        offloads = self._batch.offloads
+        if offloads is not None:
+            own = offloads[self._first : self._first + self._count]
+            whole = np.array([offload is None or offload.segment_bytes == 0 for offload in own])
+            follows &= whole[1:] & whole[:-1]
+        return follows
+
+    def _join(self, first: int, last: int) -> JoinedSegments | None:
+        """The run as one segment; `None` if it is none of plain segments, or if a checksum is wrong."""
+        layout, frames = self._layout, slice(first, last + 1)
+        start = self._start + first * self._stride
+        head = self._batch.data[start : start + layout.header_bytes]
+        size = int(self.payload_bytes[first])
+        if int.from_bytes(head, "big") & layout.shape_mask != layout.shape:
+            return None
+        if not 0 <= size <= self._most_payload_bytes or not self._is_right(frames, size):
+            return None
+        payload: Buffer = b""
+        duplicates = 0
+        if size:
+            payload = np.ascontiguousarray(self._array("u1", layout.header_bytes, frames, size)).reshape(-1).data
+            payload = payload.toreadonly()
+        else:
+            ack, window = self.ack[frames], self.window[frames]
+            duplicates = int(np.count_nonzero((ack[1:] == ack[:-1]) & (window[1:] == window[:-1])))
+        flags = self._array("u1", layout.tcp_at + 13, frames, 1)
+        middle = layout.addresses_at + layout.address_bytes
+        source_port, destination_port = _PORTS.unpack_from(head, layout.tcp_at)
+        segment = TcpSegment(
+            source_port,
+            destination_port,
+            int(self.seq[first]),
+            int(self.ack[last]),
+            int(flags.max()),
+            int(self.window[last]),
+            payload,
+        )
+        return JoinedSegments(
+            parse_ethernet(head)[0],
+            head[layout.addresses_at : middle],
+            head[middle : layout.tcp_at],
+            segment,
+            last - first + 1,
+            duplicates,
+        )
+
+    def _is_right(self, frames: slice, payload_bytes: int) -> bool:
+        """Whether all TCP checksums of the frames are right, or left to the link."""
+        layout = self._layout
+        tcp_bytes = tcp.HEADER_BYTES + payload_bytes
+        rest = fold((tcp_bytes >> 8) + ((tcp_bytes & 0xFF) << 8) + (IPProtocol.TCP << 8))
+        wrong = self._sums(layout.addresses_at, frames, 2 * layout.address_bytes + tcp_bytes) != (65535 - rest) % 65535
+        if self._batch.offloads is not None and wrong.any():
+            own = self._batch.offloads[self._first + frames.start : self._first + frames.stop]
+            wrong &= np.array([offload is None for offload in own])
+        return not wrong.any()
+
+    def _sums(self, offset: int, frames: slice, size: int) -> npt.NDArray[np.uint64]:
+        """The sum of each frame's little-endian 16-bit words from `offset` on, modulo 65535.
+
+        An odd byte at the end is padded with zero.  Where it comes out even, words of 32 bits are summed instead, which
+        modulo 65535 is the same.
+        """
+        dtype, step = ("<u4", 4) if size % 4 == 0 else ("<u2", 2)
+        sums = self._array(dtype, offset, frames, size // step).sum(axis=1, dtype=np.uint64)
+        if size % 2:
+            sums += self._array("u1", offset + size - 1, frames, 1)[:, 0]
+        reduced: npt.NDArray[np.uint64] = sums % 65535
+        return reduced
