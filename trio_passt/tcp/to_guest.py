@@ -151,6 +151,10 @@ class ToGuest:
     def acknowledge(self, segment: TcpSegment, now: float) -> Acknowledgement:
         """Take acknowledgement number and window of an acceptable segment (RFC 9293 section 3.10.7.4, "ACK bit")."""
         una = self.una
+        if segment.ack == una == self.highest and self.window and segment.window << self._scale == self.window:
+            if seq.distance(self._window_seq, segment.seq) > 0:  # one of many that only bring data
+                self._window_seq, self._window_ack = segment.seq, una
+            return _NOTHING
         advance = seq.distance(una, segment.ack)
         if advance > seq.distance(una, self.highest):
             return Acknowledgement(is_valid=False)
