@@ -23,6 +23,9 @@ from trio_passt.wire.tcp import TcpSegment
 PIECES_PER_WRITE = 1024
 """IOV_MAX: how many pieces one sendmsg takes."""
 
+MOST_DUPLICATES = 64
+"""So many duplicate acknowledgements are sent for one batch at most."""
+
 WINDOW_FLOOR_BYTES = 128 * 1024
 """The window is the free part of the host socket's send buffer, but at least this, less what already waits in front
 of the buffer.  So a full buffer always has something waiting, and that is what makes the kernel grow it, and report
@@ -40,6 +43,7 @@ class Bridge:
     __slots__ = (
         "_acknowledged_bytes",
         "_answer_now",
+        "_duplicates_owed",
         "_fails_at",
         "_failure",
         "_host",
@@ -79,6 +83,7 @@ class Bridge:
         self._riding = Riding()
         self._acknowledged_bytes = 0
         self._answer_now = False
+        self._duplicates_owed = 0
         self._resend_first = False
         self._progress_at = now
         self._failure: OSError | None = None
@@ -140,10 +145,13 @@ class Bridge:
             return
         if from_guest.acknowledged == from_guest.next:
             self._progress_at = now  # from here on it is the host's peer that is waited for
-        if from_guest.receive(segment) is Receipt.IN_ORDER:
-            self._riding.asked(now)
-        else:
-            self._answer_now = True
+        match from_guest.receive(segment):
+            case Receipt.IN_ORDER:
+                self._riding.asked(now)
+            case Receipt.NOTHING_NEW:
+                self._answer_now = True
+            case Receipt.OUT_OF_ORDER:
+                self._duplicates_owed += segment.frames
 
     def answer_at_once(self) -> None:
         """The guest is owed an ACK: the one that completes a handshake."""
@@ -206,6 +214,8 @@ class Bridge:
         window = from_guest.window_after(self._free_bytes(), ack)
         if ack != from_guest.acknowledged:
             self._progress_at = now
+        if self._duplicates_owed:
+            self._tell_of_the_gap(ack, window)
         if self._send_data(ack, window, now):
             self._acknowledged_to_guest(ack, window)
             riding.answered(now)
@@ -215,6 +225,18 @@ class Bridge:
         if self._failure is not None and self._all_is_sent():
             raise self._failure
         self._set_due(now)
+
+    def _tell_of_the_gap(self, ack: int, window: int) -> None:
+        """An acknowledgement for each segment behind the gap, however they came.
+
+        Three that repeat another make the guest send again what is missing (RFC 5681 sections 3.2 and 4.2).
+        """
+        from_guest, count = self.from_guest, min(self._duplicates_owed, MOST_DUPLICATES)
+        if ack != from_guest.acknowledged or from_guest.window_gain(window, ack):
+            count += 1  # the first one repeats none
+        if self._output.segment(self.to_guest.next, ack, tcp.ACK, window, copies=count):
+            self._acknowledged_to_guest(ack, window)
+            self._duplicates_owed = 0
 
     def _has_to_be_told(self, ack: int, window: int, now: float) -> bool:
         """Whether acknowledgement and window are worth a segment of their own, now."""

@@ -30,10 +30,12 @@ class Output:
         self._headers = self._make_headers()
         self.link_is_full = False
 
-    def segment(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"") -> bool:
-        """Send one segment without data; false if the link is full."""
+    def segment(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"", copies: int = 1) -> bool:
+        """Send one segment without data, or several that are the same; false if the link is full."""
         run = self._current_headers().segment(seq, ack, flags, window, b"", options)
-        return self._offer([run], 1) == 1
+        if copies > 1:
+            run = FrameRun(run.parts * copies, copies, run.stride, run.offload)
+        return self._offer([run], copies) > 0
 
     def data(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> int:
         """Send `payload` from `seq` on; returns how many bytes of it the link took."""

@@ -61,8 +61,12 @@ class JoinedSegments:
     source: bytes
     destination: bytes
     segment: TcpSegment
-    frames: int
     duplicates: int = 0
+
+    @property
+    def frames(self) -> int:
+        """How many it was made from."""
+        return self.segment.frames
 
 
 Item = memoryview | JoinedSegments
@@ -289,13 +293,13 @@ class _Group:
             int(flags.max()),
             int(self.window[last]),
             payload,
+            frames=last - first + 1,
         )
         return JoinedSegments(
             parse_ethernet(head)[0],
             head[layout.addresses_at : middle],
             head[middle : layout.tcp_at],
             segment,
-            last - first + 1,
             duplicates,
         )
 

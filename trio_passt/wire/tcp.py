@@ -44,7 +44,8 @@ class TcpSegment(NamedTuple):
     """One segment.  `flags` is a mask of `FIN` ... `URG`; `window` is the field as sent, not scaled.
 
     `options` are read from segments with SYN only: no other segment has any that mean something here.  The payload is a
-    view of the batch it came in.  (A tuple, because one is made for every frame.)
+    view of the batch it came in; `frames` says in how many frames it came (`wire.coalesce`).  It is a tuple because one
+    is made for every frame.
     """
 
     source_port: int
@@ -55,6 +56,7 @@ class TcpSegment(NamedTuple):
     window: int
     payload: Buffer = b""
     options: TcpOptions = NO_OPTIONS
+    frames: int = 1
 
     @property
     def sequence_length(self) -> int:
