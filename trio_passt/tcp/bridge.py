@@ -278,7 +278,7 @@ class Bridge:
             left = self._output.share_bytes()
             while self._receive_queue.readable and self._output.has_room():
                 if left < to_guest.mss:
-                    self.has_more = True
+                    self.has_more = not self._output.queues_up()
                     break
                 taken = self._send_new(ack, window, now, left)
                 if not taken:

@@ -55,6 +55,12 @@ class Output:
             self._wait_for_room()
         return not self.link_is_full
 
+    def queues_up(self) -> bool:
+        """After one's share: go to the end of the queue for the link.  False if nobody waits there."""
+        if self._session.link.waiting:
+            self._wait_for_room()
+        return self.link_is_full
+
     def _wait_for_room(self) -> None:
         self.link_is_full = True
         self._session.link.when_ready(self._has_room)
