@@ -48,8 +48,6 @@ class MiniTcp:
         self, key: FlowKey, data: bytes, habits: Habits, transmit: Callable[[FlowKey, TcpSegment], None]
     ) -> None:
         self.key = key
-        self.overruns = 0
-        """How often the daemon sent beyond the window."""
         self._data = data
         self._habits = habits
         self._transmit = transmit
@@ -180,10 +178,7 @@ class MiniTcp:
             if segment.sequence_length or segment.seq != self._next:
                 self._emit(ACK, self._sent)  # at once: three of these make the other side send again
             return
-        if len(segment.payload) > self._edge - self._position:
-            self.overruns += 1
-            self._answers = True
-            return
+        assert len(segment.payload) <= self._edge - self._position, f"{self.key}: beyond the window: {segment}"
         self._unread += segment.payload
         self._is_at_end = bool(segment.flags & FIN)
         self._next = seq.add(self._next, segment.sequence_length)

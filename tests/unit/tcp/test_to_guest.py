@@ -91,6 +91,15 @@ def test_window_is_taken_from_the_newest_segment() -> None:
     assert to_guest.window == 500
 
 
+def test_window_comes_with_every_acknowledgement_that_makes_progress() -> None:
+    """Also with a retransmitted segment, which is older by its sequence number: else the right edge would move."""
+    to_guest = half(window=3000)
+    to_guest.sent(3000, 0.0)
+    to_guest.acknowledge(ack_of(0, 3000, guest_seq=GUEST_SEQ + 500), 0.0)  # sent after data that was lost
+    to_guest.acknowledge(ack_of(3000, 0, payload=b"retransmitted"), 0.0)
+    assert (to_guest.window, to_guest.room()) == (0, 0)
+
+
 def test_timer_runs_while_something_is_in_flight() -> None:
     to_guest = half()
     assert deadline_of(to_guest) is None
