@@ -141,6 +141,8 @@ class Bridge:
         self._acknowledged_bytes += acknowledgement.data_bytes
         if acknowledgement.resend_first:
             self._resend_first = True
+        if acknowledgement.went_back:
+            self._receive_queue.readable = True
         if not segment.payload and not flags & tcp.FIN:
             return
         if from_guest.acknowledged == from_guest.next:

@@ -25,6 +25,11 @@ class RoundTrip:
             self._smoothed_s += (measured_s - self._smoothed_s) / 8
         self._limit(self._smoothed_s + max(_GRANULARITY_S, 4 * self._variation_s))
 
+    @property
+    def expected_s(self) -> float:
+        """Within this an answer comes, as far as was measured; the initial timeout before that."""
+        return timeouts.RTO_INITIAL_S if self._smoothed_s is None else self._smoothed_s + 4 * self._variation_s
+
     def back_off(self) -> None:
         """Double the timeout after it expired (RFC 6298 section 5.5)."""
         self._limit(self.timeout_s * 2)

@@ -34,11 +34,13 @@ class Acknowledgement(NamedTuple):
     """What an acknowledgement brought.
 
     `data_bytes`: so many bytes leave the host's receive queue.  `resend_first`: send the segment at `una` once more.
+    `went_back`: `next` was taken back to `una`, and everything from there on is to be sent once more.
     `is_valid`: false for one of data that was never sent; the segment is to be dropped, and answered with an ACK.
     """
 
     data_bytes: int = 0
     resend_first: bool = False
+    went_back: bool = False
     is_valid: bool = True
 
 
@@ -53,6 +55,7 @@ class ToGuest:
         "_fin_end",
         "_largest_window",
         "_probe_interval_s",
+        "_progress_at",
         "_recover",
         "_retransmissions",
         "_scale",
@@ -85,6 +88,7 @@ class ToGuest:
         self._retransmissions = 0
         self._recover: int | None = None
         self._went_back_from: int | None = None
+        self._progress_at = 0.0
         self._timed: tuple[int, float] | None = None
         self._fin_end: int | None = None
         self._probe_interval_s = 0.0
@@ -163,7 +167,7 @@ class ToGuest:
         window_before = self.window
         self._take_window(segment, advance)
         if advance == 0:
-            return self._unmoved(segment, window_before)
+            return self._unmoved(segment, window_before, now)
         return self._moved(segment.ack, advance, now)
 
     def _take_window(self, segment: TcpSegment, advance: int) -> None:
@@ -180,20 +184,24 @@ class ToGuest:
         if self.window == 0:
             self._retransmissions = 0  # it is alive, and may keep the window closed for as long as it likes
 
-    def _unmoved(self, segment: TcpSegment, window_before: int) -> Acknowledgement:
+    def _unmoved(self, segment: TcpSegment, window_before: int, now: float) -> Acknowledgement:
         """An acknowledgement of what was acknowledged before: a duplicate by RFC 5681 section 2, or not."""
         if segment.sequence_length or self.window != window_before or not self.in_flight:
             return _NOTHING
         self._duplicates += 1
-        if self._duplicates == DUPLICATE_ACKS and self._recover is None and not self._is_going_back():
+        if self._is_going_back():
+            if now - self._progress_at <= self.round_trip.expected_s:
+                return _NOTHING
+            self._go_back(now)  # what was sent again is lost again, or it would be acknowledged by now
+            return Acknowledgement(went_back=True)
+        if self._duplicates == DUPLICATE_ACKS and self._recover is None:
             self._recover = self.highest
             self._timed = None
             return Acknowledgement(resend_first=True)
         return _NOTHING
 
     def _is_going_back(self) -> bool:
-        """After a timeout everything is sent again; duplicates on the way are its echo, not a loss (RFC 6582 3.2,
-        4)."""
+        """Everything is being sent again: duplicates are the echo of what the guest had, not of a loss (RFC 6582)."""
         return self._went_back_from is not None and seq.distance(self.una, self._went_back_from) > 0
 
     def _moved(self, ack: int, advance: int, now: float) -> Acknowledgement:
@@ -202,6 +210,7 @@ class ToGuest:
             data_bytes -= 1
             self.state = TO_GUEST_TABLE[self.state, Event.FIN_ACKED]
         self.una = ack
+        self._progress_at = now
         if seq.distance(self.next, ack) > 0:
             self.next = ack
         if self._timed is not None and seq.distance(self._timed[0], ack) >= 0:
@@ -209,12 +218,27 @@ class ToGuest:
             self._timed = None
         self._duplicates = self._retransmissions = 0
         self.deadline = now + self.round_trip.timeout_s if self.in_flight else None
-        resend = False
-        if self._recover is not None:  # RFC 6582: a partial acknowledgement uncovers the next hole
-            resend = seq.distance(ack, self._recover) > 0
-            if not resend:
-                self._recover = None
-        return Acknowledgement(data_bytes, resend)
+        went_back = False
+        if self._recover is not None:
+            # A partial acknowledgement uncovers a second hole, and where there are two there are more.  RFC 6582 sends
+            # one a round trip; the guest's link is no bottleneck that would have to be spared, so all goes once more.
+            went_back = seq.distance(ack, self._recover) > 0
+            if went_back:
+                self._go_back(now)
+            self._recover = None
+        return Acknowledgement(data_bytes, went_back=went_back)
+
+    def _go_back(self, now: float) -> None:
+        """Everything unacknowledged is to be sent once more."""
+        self._progress_at = now
+        self._timed = None
+        self._recover = None
+        self._went_back_from = self.highest
+        self._duplicates = 0
+        if self.state in (ToGuestState.DUE, ToGuestState.SENT):
+            self.state = TO_GUEST_TABLE[self.state, Event.REWOUND]
+        self.next = self.una
+        self.deadline = None
 
     # -- timeouts ------------------------------------------------------------------------------------------------
 
@@ -229,12 +253,5 @@ class ToGuest:
         if self._retransmissions > timeouts.RETRANSMISSIONS:
             return Timeout.GIVE_UP
         self.round_trip.back_off()
-        self._timed = None
-        self._recover = None
-        self._went_back_from = self.highest
-        self._duplicates = 0
-        if self.state in (ToGuestState.DUE, ToGuestState.SENT):
-            self.state = TO_GUEST_TABLE[self.state, Event.REWOUND]
-        self.next = self.una
-        self.deadline = None
+        self._go_back(now)
         return Timeout.RETRANSMIT

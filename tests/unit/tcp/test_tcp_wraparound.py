@@ -82,6 +82,7 @@ async def test_fast_retransmission_and_next_hole(guest: Stage) -> None:
     await tcp.expects(ACK, data[2000:3000], seq=start + 2000)  # the segment in which the number wraps
     tcp.sends(ACK, ack=start + 4000)
     await tcp.expects(ACK, data[4000:5000], seq=start + 4000)
+    await tcp.expects(ACK, data[5000:], seq=start + 5000)
     tcp.sends(ACK)
     await tcp.expects_nothing()
 

@@ -210,11 +210,33 @@ def test_third_duplicate_asks_for_the_first_segment_once() -> None:
     to_guest.acknowledge(ack_of(1000), 0.0)
     answers = [to_guest.acknowledge(ack_of(1000), 0.0).resend_first for _ in range(6)]
     assert answers == [False, False, True, False, False, False]
-    assert to_guest.acknowledge(ack_of(2000), 0.0) == Acknowledgement(1000, resend_first=True)
-    assert to_guest.acknowledge(ack_of(5000), 0.0) == Acknowledgement(3000)
+    assert to_guest.acknowledge(ack_of(5000), 0.0) == Acknowledgement(4000)
     to_guest.sent(1000, 0.0)
     answers = [to_guest.acknowledge(ack_of(5000), 0.0).resend_first for _ in range(3)]
     assert answers == [False, False, True]
+
+
+def test_partial_acknowledgement_takes_everything_back() -> None:
+    to_guest = half()
+    to_guest.sent(5000, 0.0)
+    for _ in range(4):
+        to_guest.acknowledge(ack_of(1000), 0.0)
+    assert to_guest.acknowledge(ack_of(2000), 0.0) == Acknowledgement(1000, went_back=True)
+    assert (to_guest.next, to_guest.highest) == (to_guest.una, seq.add(to_guest.una, 3000))
+
+
+def test_going_back_once_more_when_there_is_no_progress_for_a_round_trip() -> None:
+    to_guest = half()
+    to_guest.sent(1000, 0.0)
+    to_guest.acknowledge(ack_of(1000), 0.02)
+    to_guest.sent(5000, 1.0)
+    for _ in range(4):
+        to_guest.acknowledge(ack_of(1000), 1.0)
+    assert to_guest.acknowledge(ack_of(2000), 1.0).went_back
+    to_guest.sent(4000, 1.0)
+    assert to_guest.acknowledge(ack_of(2000), 0.99 + to_guest.round_trip.expected_s) == Acknowledgement()
+    assert to_guest.acknowledge(ack_of(2000), 1.01 + to_guest.round_trip.expected_s) == Acknowledgement(went_back=True)
+    assert to_guest.next == to_guest.una
 
 
 def test_what_is_no_duplicate() -> None:
