@@ -144,3 +144,78 @@ def test_any_order_of_peeks_and_discards_sees_the_same_bytes(peeking: Peeking) -
         if dice.random() < 0.5:
             peeking.queue.discard(offset + len(view))
             front += offset + len(view)
+
+
+# -- what is known about the next peek ---------------------------------------------------------------------------------
+
+
+def test_readable_until_a_peek_finds_less_than_it_asked_for(peeking: Peeking) -> None:
+    queue = peeking.queue
+    assert queue.readable, "nothing is known yet"
+    peeking.peer.sendall(b"abcdef")
+    assert peeking.peek(0, 2) == b"ab"
+    assert queue.readable
+    assert peeking.peek(2, 4) == b"cdef"
+    assert queue.readable, "all that was asked for was there, and perhaps more"
+    assert peeking.peek(2, 5) == b"cdef"
+    assert not queue.readable
+
+
+def test_nothing_there_is_not_readable(peeking: Peeking) -> None:
+    assert peeking.peek(0) is None
+    assert not peeking.queue.readable
+    peeking.peer.sendall(b"abc")
+    peeking.queue.readable = True  # as whoever watches the socket says
+    assert peeking.peek(0, 3) == b"abc"
+    assert peeking.queue.readable
+    assert peeking.peek(3) is None
+    assert not peeking.queue.readable
+
+
+def test_readable_at_the_end_however_little_is_found(peeking: Peeking) -> None:
+    """The end is still to be seen, and no event will tell of it again."""
+    peeking.peer.sendall(b"abc")
+    peeking.ends()
+    assert peeking.peek(0) == b"abc"
+    assert peeking.queue.readable
+    assert peeking.peek(3) == b""
+
+
+def test_readable_behind_urgent_data_however_little_is_found(peeking: Peeking) -> None:
+    """A peek stops in front of the urgent byte, and what follows was reported already."""
+    sock, queue = peeking.socket, peeking.queue
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    peeking.peer.sendall(b"ordinary")
+    peeking.peer.send(b"!", socket.MSG_OOB)
+    peeking.peer.sendall(b"and on")
+    queue.has_urgent = True
+    received = bytearray()
+    while len(received) < len(b"ordinary!and on"):  # in however many pieces
+        piece = peeking.peek(0)
+        assert piece
+        assert queue.readable
+        queue.discard(len(piece))
+        received += piece
+    assert received == b"ordinary!and on"
+
+
+def test_discarding_shows_what_is_behind_where_peeks_start_at_the_front() -> None:
+    peeking = Peeking(use_peek_offset=False)
+    with peeking.peer, peeking.socket:
+        peeking.peer.sendall(b"abc")
+        assert peeking.peek(0) == b"abc"
+        assert not peeking.queue.readable
+        peeking.queue.discard(2)
+        assert peeking.queue.readable
+        assert peeking.peek(0) == b"c"
+        assert not peeking.queue.readable
+
+
+def test_peek_from_the_front_that_finds_nothing_new_is_not_readable() -> None:
+    peeking = Peeking(use_peek_offset=False)
+    with peeking.peer, peeking.socket:
+        peeking.peer.sendall(b"abc")
+        assert peeking.peek(0, 3) == b"abc"
+        assert peeking.queue.readable
+        assert peeking.peek(3) is None
+        assert not peeking.queue.readable
