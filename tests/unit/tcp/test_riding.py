@@ -1,0 +1,115 @@
+"""When an acknowledgement waits for an answer, in made-up seconds."""
+
+import math
+
+import pytest
+
+from trio_passt.tcp.riding import QUICK_ANSWERS, Riding
+from trio_passt.tcp.timeouts import ACK_RIDES_S
+
+QUICK_S = ACK_RIDES_S / 2
+
+
+def exchange(riding: Riding, at: float, answer_after_s: float = QUICK_S) -> float:
+    """A question and its answer; returns the time after it."""
+    riding.asked(at)
+    riding.answered(at + answer_after_s)
+    return at + answer_after_s + 1
+
+
+def used_to_quick_answers(count: int = QUICK_ANSWERS) -> tuple[Riding, float]:
+    riding, now = Riding(), 100.0
+    for _ in range(count):
+        now = exchange(riding, now)
+    return riding, now
+
+
+def test_waits_only_after_enough_quick_answers() -> None:
+    riding, now = Riding(), 0.0
+    for _ in range(QUICK_ANSWERS):
+        riding.asked(now)
+        assert not riding.may_wait(now)
+        assert riding.due == math.inf
+        riding.answered(now + QUICK_S)
+        now += 1
+    riding.asked(now)
+    assert riding.may_wait(now)
+    assert riding.due == now + ACK_RIDES_S
+
+
+def test_waits_until_it_is_due_and_then_not_again_for_a_while() -> None:
+    riding, now = used_to_quick_answers()
+    riding.asked(now)
+    assert riding.may_wait(now)
+    assert riding.may_wait(now + ACK_RIDES_S * 0.9)
+    assert riding.due == now + ACK_RIDES_S, "counted from the question"
+    assert not riding.may_wait(now + 1.01 * ACK_RIDES_S)
+    riding.went_alone()
+    assert riding.due == math.inf
+    riding.answered(now + 1)
+    now += 2
+    for _ in range(QUICK_ANSWERS):
+        riding.asked(now)
+        assert not riding.may_wait(now), "the first time in vain was the last"
+        now = exchange(riding, now)
+    riding.asked(now)
+    assert not riding.may_wait(now), "two questions of each exchange were not answered by themselves"
+
+
+def test_trust_comes_back_after_as_many_quick_answers() -> None:
+    riding, now = used_to_quick_answers()
+    riding.asked(now)
+    assert not riding.may_wait(now + 1.01 * ACK_RIDES_S)
+    riding.answered(now + 1)
+    now += 2
+    for _ in range(QUICK_ANSWERS):
+        now = exchange(riding, now)
+    riding.asked(now)
+    assert riding.may_wait(now)
+
+
+def test_slow_answer_breaks_the_row() -> None:
+    riding, now = used_to_quick_answers()
+    now = exchange(riding, now, 1.01 * ACK_RIDES_S)
+    riding.asked(now)
+    assert not riding.may_wait(now)
+
+
+@pytest.mark.parametrize("slow_one", range(QUICK_ANSWERS))
+def test_all_of_the_last_ones_have_to_be_quick(slow_one: int) -> None:
+    riding, now = Riding(), 0.0
+    for number in range(QUICK_ANSWERS):
+        now = exchange(riding, now, 1.0 if number == slow_one else QUICK_S)
+    riding.asked(now)
+    assert not riding.may_wait(now)
+
+
+def test_question_after_an_unanswered_one_breaks_the_row() -> None:
+    """A guest that sends and sends is no conversation: it needs its acknowledgements."""
+    riding, now = used_to_quick_answers()
+    riding.asked(now)
+    riding.asked(now + QUICK_S)
+    assert not riding.may_wait(now + QUICK_S)
+
+
+def test_no_question_no_waiting() -> None:
+    riding, now = used_to_quick_answers()
+    assert not riding.may_wait(now)
+    assert riding.due == math.inf
+
+
+def test_answers_that_nobody_asked_for_do_not_count() -> None:
+    riding = Riding()
+    for number in range(3 * QUICK_ANSWERS):
+        riding.answered(float(number))
+    riding.asked(100.0)
+    assert not riding.may_wait(100.0)
+
+
+def test_answer_takes_the_acknowledgement_with_it() -> None:
+    riding, now = used_to_quick_answers()
+    riding.asked(now)
+    assert riding.may_wait(now)
+    riding.answered(now + QUICK_S)
+    assert riding.due == math.inf
+    assert not riding.may_wait(now + QUICK_S)
