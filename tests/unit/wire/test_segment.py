@@ -191,6 +191,27 @@ def test_cut_of_large_segments(version: int, size: int) -> None:
     )
 
 
+@moderately
+@given(
+    st.sampled_from([4, 6]),
+    seqs,
+    kinds,
+    st.integers(COPY_BELOW_MSS // 4, 16384).map(lambda words: words * 4),
+    st.integers(1, 200_000),
+    st.sampled_from([ACK, ACK | PSH]),
+)
+@example(4, 2**32 - 1, "zeros", 65480, 65480 * 3, ACK)
+@example(6, 2**32 - 65460, "ones", 65460, 65460 * 3 + 1, ACK | PSH)
+def test_cut_of_large_segments_gives_what_segment_gives_piece_by_piece(
+    version: int, seq: int, kind: str, mss: int, size: int, flags: int
+) -> None:
+    mss = min(mss, LARGEST_MSS[version])
+    payload = payload_of(kind, size)
+    runs = headers(version).cut(seq, 77, flags, 501, memoryview(payload), mss)
+    assert sum(run.count for run in runs) == -(-size // mss)
+    assert [frame.data for frame in frames_of(runs)] == piece_by_piece(version, seq, flags, payload, mss)
+
+
 def test_large_segments_are_not_copied_and_small_ones_are_one_block() -> None:
     payload = bytearray(100_000)
     large = headers(4).cut(1, 2, ACK, 3, memoryview(payload), COPY_BELOW_MSS)
