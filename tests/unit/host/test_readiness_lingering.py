@@ -132,31 +132,44 @@ async def test_near_deadline_is_not_lingered_over(readiness: Readiness, chain: C
         assert await rounds_of(chain) >= EVENTS
 
 
+class AskedAt(trio.abc.Instrument):
+    """How many events there had been each time that Trio looked for what is ready."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self.counts: list[int] = []
+
+    def before_io_wait(self, _timeout: float) -> None:
+        self.counts.append(self._chain.count)
+
+
 @pytest.mark.usefixtures("standing_clock")
-async def test_deadline_that_comes_up_while_lingering_ends_it(readiness: Readiness, chain: Chain) -> None:
-    """A callback may name one: a flow's turn on the spot does."""
-    slept: list[int] = []
+@pytest.mark.parametrize("what", ["deadline", "task"])
+async def test_what_an_event_brings_about_ends_it(readiness: Readiness, chain: Chain, what: str) -> None:
+    """A callback may name a deadline, as a flow's turn on the spot does, or wake a task."""
+    woken = trio.Event()
+    scope = trio.CancelScope()
+    asked = AskedAt(chain)
 
     async def sleep() -> None:
-        await trio.sleep(3600)
-
-    scope = trio.CancelScope(deadline=3600)
-
-    async def sleep_in_scope() -> None:
         with scope:
-            await trio.sleep_forever()
-        slept.append(chain.count)
+            await woken.wait()
 
-    def name_a_deadline(number: int) -> None:
-        if number == EVENTS // 2:
+    def bring_about(number: int) -> None:
+        if number == EVENTS // 2 and what == "deadline":
             scope.deadline = trio.current_time()
+        elif number == EVENTS // 2:
+            woken.set()
 
-    chain.at_event = name_a_deadline
-    async with delivering(readiness, sleep, sleep_in_scope):
-        await rounds_of(chain)
+    chain.at_event = bring_about
+    async with delivering(readiness, sleep):
         await wait_all_tasks_blocked()
-    assert slept
-    assert EVENTS // 2 <= slept[0] < EVENTS
+        trio.lowlevel.add_instrument(asked)
+        chain.start()
+        await eventually(lambda: chain.count >= EVENTS or None, "the end of the chain")
+        trio.lowlevel.remove_instrument(asked)
+    assert EVENTS // 2 in asked.counts
+    assert len(set(asked.counts)) < EVENTS // 4
 
 
 @pytest.mark.usefixtures("standing_clock")
