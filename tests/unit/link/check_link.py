@@ -4,6 +4,7 @@ A subclass of `LinkContract` says how to make a link and what its guest is; see 
 """
 
 import random
+import select
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -264,10 +265,129 @@ class LinkContract:
             nursery.cancel_scope.cancel()
         link.close()
 
+    async def test_says_whether_it_is_full_and_how_many_wait(self) -> None:
+        link, guest = self.make()
+        assert (link.is_full, link.waiting) == (False, 0)
+        frames = fill(link)
+        assert link.is_full
+        called: list[int] = []
+        for number in range(3):
+            link.when_ready(lambda number=number: called.append(number))
+        assert link.waiting == 3
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            assert await until_received(guest, len(frames)) == frames
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert called == [0, 1, 2]
+        assert (link.is_full, link.waiting) == (False, 0)
+        link.close()
+        assert not link.is_full, "a closed link takes everything"
+
+    async def test_receives_without_waiting(self) -> None:
+        link, guest = self.make()
+        assert link.receive_now() is None
+        sent = [frame_of(number) for number in range(5)]
+        guest.send(sent)
+        batch = link.receive_now()
+        assert batch is not None
+        assert list(map(bytes, batch)) == sent
+        assert link.receive_now() is None
+        guest.send(sent[:1])
+        guest.leave()
+        last = link.receive_now()
+        assert last is not None
+        assert list(map(bytes, last)) == sent[:1]
+        for _ in range(2):
+            with pytest.raises(LinkClosed, match="disconnected"):
+                link.receive_now()
+        link.close()
+
+    async def test_closed_link_receives_nothing(self) -> None:
+        link, guest = self.make()
+        guest.send([frame_of(1)])
+        link.close()
+        with pytest.raises(LinkClosed):
+            link.receive_now()
+
+    async def test_descriptor_is_readable_when_there_is_something(self) -> None:
+        link, guest = self.make()
+        descriptor = link.fileno()
+        if descriptor is not None:
+            watch = select.poll()
+            watch.register(descriptor, select.POLLIN)
+            assert not watch.poll(0)
+            guest.send([frame_of(1)])
+            assert watch.poll(1000)
+            assert link.receive_now() is not None
+            assert not watch.poll(0)
+            guest.leave()
+            assert watch.poll(1000)
+        link.close()
+
+    async def test_gathered_frames_come_in_order_with_the_others(self) -> None:
+        link, guest = self.make()
+        frames = [frame_of(number, length) for number, length in enumerate([54, 66, 1000, 54, 80, 60, 60, 70])]
+        link.gather()
+        for at, frame in enumerate(frames[:5]):
+            assert link.send([single(frame[:20], frame[20:])]) == 1, at
+        assert link.send([run_of(frames[5:7])]) == 2
+        assert link.send([single(frames[7])]) == 1
+        link.release()
+        assert await until_received(guest, len(frames)) == frames
+        assert link.send([single(frames[0])]) == 1
+        assert await until_received(guest, 1) == frames[:1]
+        link.release()
+        assert guest.receive() == []
+        link.close()
+
+    async def test_gathering_with_nothing_to_gather(self) -> None:
+        link, guest = self.make()
+        link.gather()
+        link.release()
+        link.release()
+        assert guest.receive() == []
+        frames = fill(link)
+        link.gather()
+        link.release()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            assert await until_received(guest, len(frames)) == frames
+            nursery.cancel_scope.cancel()
+        link.close()
+
+    async def test_gathering_on_a_full_link_loses_nothing_that_was_taken(self) -> None:
+        for length in range(990, 1010, 3):
+            link, guest = self.make()
+            taken = fill(link, length)
+            link.gather()
+            for number in range(50):
+                frame = frame_of(0x10000 + number, 54 + number)
+                if link.send([single(frame)]):
+                    taken.append(frame)
+            link.release()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(link.run)
+                assert await until_received(guest, len(taken)) == taken
+                await trio.testing.wait_all_tasks_blocked()
+                assert guest.receive() == []
+                nursery.cancel_scope.cancel()
+            assert link.send([single(frame_of(1))]) == 1
+            link.close()
+
+    async def test_closing_while_frames_are_gathered(self) -> None:
+        link, _guest = self.make()
+        link.gather()
+        assert link.send([single(frame_of(1))]) == 1
+        link.close()
+        assert link.send([single(frame_of(2))]) == 1
+        link.release()
+        assert link.send([single(frame_of(3))]) == 1
+
     @given(seed=st.integers(0, 2**32))
     @settings(max_examples=10, deadline=None)
     async def test_senders_do_not_mix_frames(self, seed: int) -> None:
-        """Bulk senders that wait for room, and one that sends now or never: each frame comes as it was."""
+        """Bulk senders that wait for room, and two that send now or never: each frame comes as it was."""
         dice = random.Random(seed)
         link, guest = self.make()
         taken: list[bytes] = []
@@ -294,6 +414,17 @@ class LinkContract:
                     taken.append(frame)
                 await trio.lowlevel.checkpoint()
 
+        async def gather() -> None:
+            """The same as the dispatcher does it, without a checkpoint inside; now and then with data in between."""
+            for number in range(100):
+                link.gather()
+                for _ in range(dice.randint(0, 20)):
+                    frame = frame_of(0x50000 | number, dice.choice([54, 60, 74, 80]))
+                    if link.send([single(frame)]):
+                        taken.append(frame)
+                link.release()
+                await trio.lowlevel.checkpoint()
+
         async def read() -> None:
             while True:
                 got.extend(guest.receive())
@@ -306,6 +437,7 @@ class LinkContract:
                 for sender in range(1, 4):
                     senders.start_soon(bulk, sender)
                 senders.start_soon(acknowledge)
+                senders.start_soon(gather)
             while len(got) < len(taken):
                 await trio.lowlevel.checkpoint()
             outer.cancel_scope.cancel()

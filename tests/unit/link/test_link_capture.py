@@ -4,6 +4,7 @@ import logging
 import os
 import resource
 import shutil
+import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from trio_passt.errors import StartupError
 from trio_passt.link.base import Link
 from trio_passt.link.capture import Capture, CapturingLink, open_capture
 from trio_passt.link.memory import MemoryLink
+from trio_passt.link.stream import StreamLink
+from trio_passt.wire import framing
 from trio_passt.wire.frames import MAX_FRAME_BYTES, Offload, single
 
 
@@ -59,6 +62,33 @@ async def test_records_both_directions_in_order(path: Path, capture: Capture) ->
     assert read(path) == [frame_of(number) for number in range(1, 6)], "readable while the capture goes on"
     with RawPcapReader(str(path)) as reader:
         assert {(meta.sec, meta.usec) for _, meta in reader} == {(1_700_000_000, 123)}
+
+
+async def test_records_what_is_received_without_waiting(path: Path, capture: Capture) -> None:
+    inner = MemoryLink()
+    link = CapturingLink(inner, capture)
+    assert link.receive_now() is None
+    inner.push([frame_of(1), frame_of(2)])
+    batch = link.receive_now()
+    assert batch is not None
+    assert list(map(bytes, batch)) == read(path) == [frame_of(1), frame_of(2)]
+
+
+async def test_gathered_frames_are_in_the_record_once(path: Path, capture: Capture) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        link = CapturingLink(StreamLink(ours), capture)
+        assert link.fileno() == ours.fileno()
+        link.gather()
+        for number in range(3):
+            link.send([single(frame_of(number))])
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        link.release()
+        assert theirs.recv(1000) == framing.join(read(path)).data
+        assert read(path) == [frame_of(number) for number in range(3)]
+        link.close()
 
 
 async def test_records_only_what_the_link_took(path: Path, capture: Capture) -> None:

@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -282,3 +283,45 @@ async def test_errors_while_reading() -> None:
         await link.receive_batch()
     link.close()
     theirs.close()
+
+
+async def test_one_look_may_bring_a_part_of_a_frame() -> None:
+    link, guest = connected()
+    data = framing.join([frame_of(1), frame_of(2)]).data
+    guest.send_bytes(data[:70])
+    batch = link.receive_now()
+    assert batch is not None
+    assert list(map(bytes, batch)) == [frame_of(1)]
+    assert link.receive_now() is None
+    guest.send_bytes(data[70:])
+    batch = link.receive_now()
+    assert batch is not None
+    assert list(map(bytes, batch)) == [frame_of(2)]
+    guest.send_bytes(data[:70])
+    guest.leave()
+    assert link.receive_now() is not None
+    with pytest.raises(LinkClosed, match="in the middle of a frame"):
+        link.receive_now()
+    link.close()
+
+
+async def test_one_look_at_a_broken_frame_ends_the_link() -> None:
+    link, guest = connected()
+    guest.send_bytes(PREFIX.pack(3) + bytes(20))
+    with pytest.raises(LinkClosed, match="framing: frame of 3 bytes"):
+        link.receive_now()
+    link.close()
+
+
+async def test_more_than_one_look_is_needed_for_more_than_one_buffer() -> None:
+    link, guest = connected()
+    frames = [frame_of(number, MAX_FRAME_BYTES) for number in range(12)]
+    view = memoryview(framing.join(frames).data)
+    got: list[bytes] = []
+    while len(got) < len(frames):
+        if view:
+            with suppress(BlockingIOError):
+                view = view[guest.socket.send(view) :]
+        got += map(bytes, link.receive_now() or ())
+    assert got == frames
+    link.close()
