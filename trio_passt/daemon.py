@@ -127,7 +127,7 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
     with ExitStack() as opened:
         opened.callback(link.close)
         try:
-            readiness = Readiness()
+            readiness = Readiness(lingers=True)
         except OSError as error:
             log.error("can't serve the guest: %s", error.strerror)
             return

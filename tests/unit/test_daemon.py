@@ -331,7 +331,7 @@ async def test_guest_for_whom_there_are_no_descriptors_is_let_go(
         guest.leaves()
 
 
-def _no_descriptors() -> None:
+def _no_descriptors(*, lingers: bool) -> None:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 

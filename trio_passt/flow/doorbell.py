@@ -23,7 +23,7 @@ AGAIN = -math.inf
 
 Turn = Callable[[], float | None]
 """Does what can be done; returns the time (on Trio's clock) of the next turn, should nobody ring before, `AGAIN`, or
-`None` when all is over."""
+`None` when all is over (and whenever it is asked again)."""
 
 
 class Doorbell:

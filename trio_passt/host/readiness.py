@@ -35,10 +35,31 @@ LINGER_MOST_S = 0.003
 """Then it is Trio's turn: its tasks that wait for something to read are kept waiting no longer than this."""
 
 
-class Readiness:
-    """Callbacks for sockets, called from the task that runs `run`.  Close it when done."""
+class _Runnable(trio.abc.Instrument):
+    """The tasks that have been scheduled and not run yet.
+
+    Trio's statistics do not count those that it has already taken up for the present round.
+    """
 
     def __init__(self) -> None:
+        self.tasks: set[trio.lowlevel.Task] = set()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.tasks.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.tasks.discard(task)
+
+
+class Readiness:
+    """Callbacks for sockets, called from the task that runs `run`.  Close it when done.
+
+    Only one that `lingers` waits on the spot: where several do, they would keep each other waiting.
+    """
+
+    def __init__(self, *, lingers: bool = False) -> None:
+        self._lingers = lingers
+        self._others = _Runnable()
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._pause_s = 0.0
@@ -63,23 +84,36 @@ class Readiness:
 
     async def run(self) -> None:
         """Deliver events until cancelled.  A callback that raises is a bug: it is logged, and its socket forgotten."""
-        slept_at = trio.current_time()
-        while True:
-            if self._pause_s:
-                pause_s, self._pause_s = self._pause_s, 0.0
-                await trio.sleep(pause_s)
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
-            woken_at = trio.current_time()
-            self._deliver(0)
-            if woken_at - slept_at < LINGER_S:
-                self._linger(woken_at + LINGER_MOST_S)
-            slept_at = trio.current_time()
+        if not self._lingers:
+            while True:
+                await self._next_round()
+        trio.lowlevel.add_instrument(self._others)
+        try:
+            while True:
+                slept_at = trio.current_time()
+                woken_at = await self._next_round()
+                if woken_at - slept_at < LINGER_S:
+                    self._linger(woken_at + LINGER_MOST_S)
+        finally:
+            trio.lowlevel.remove_instrument(self._others)
+
+    async def _next_round(self) -> float:
+        """Wait for events and deliver them; the time at which they came."""
+        if self._pause_s:
+            pause_s, self._pause_s = self._pause_s, 0.0
+            await trio.sleep(pause_s)
+        await trio.lowlevel.wait_readable(self._epoll.fileno())
+        woken_at = trio.current_time()
+        self._deliver(0)
+        return woken_at
 
     def _linger(self, until: float) -> None:
         """Wait here for what comes next, for as long as it comes quickly and nobody else is kept waiting."""
         while not self._pause_s and trio.current_time() < until:
-            others = trio.lowlevel.current_statistics()
-            if others.tasks_runnable or others.seconds_to_next_deadline < 2 * LINGER_S or _somebody_writes(others):
+            if self._others.tasks:
+                return
+            statistics = trio.lowlevel.current_statistics()
+            if statistics.seconds_to_next_deadline < 2 * LINGER_S or _somebody_writes(statistics):
                 return
             if not self._deliver(LINGER_S):
                 return

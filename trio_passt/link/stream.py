@@ -99,7 +99,17 @@ class StreamLink:
         if self._closed is None:
             self._read()
         bounds = self._complete_frames()
-        return self._take_batch(bounds) if bounds else None
+        batch = self._take_batch(bounds) if bounds else None
+        if self._filled:
+            self._look_at_the_rest()
+        return batch
+
+    def _look_at_the_rest(self) -> None:
+        """A frame that can't be one ends the link now, since nothing more need come: its descriptor tells."""
+        try:
+            framing.split(self._buffer, self._filled)
+        except MalformedPacket as problem:
+            self._mark_closed(f"the guest broke the framing: {problem}")
 
     def _complete_frames(self) -> framing.Bounds:
         if self._closed is not None:
@@ -177,8 +187,8 @@ class StreamLink:
             parts += run.parts
             size += run.count * run.stride
         written = self._write(parts)
-        self._full = written < size
-        if not self._full or self._closed is not None:
+        self._full = written < size and self._closed is None
+        if not self._full:
             return sum(run.count for run in runs)
         frames = 0
         if written < len(gathered):

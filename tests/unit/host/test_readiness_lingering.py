@@ -24,7 +24,7 @@ PATIENCE_S = 0.1
 
 @pytest.fixture
 def readiness() -> Iterator[Readiness]:
-    ours = Readiness()
+    ours = Readiness(lingers=True)
     yield ours
     ours.close()
 
