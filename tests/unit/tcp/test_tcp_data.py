@@ -1,5 +1,7 @@
 """Data of all sizes, both ways."""
 
+import socket
+
 import pytest
 import trio
 from harness.noise import noise
@@ -9,7 +11,7 @@ from trio_passt.host import sockets
 from trio_passt.tcp import handshake, timeouts
 from trio_passt.tcp.riding import QUICK_ANSWERS
 from trio_passt.wire.frames import Capabilities
-from trio_passt.wire.tcp import ACK, PSH, URG
+from trio_passt.wire.tcp import ACK, FIN, PSH, URG
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
@@ -122,6 +124,20 @@ async def test_urgent_data_is_ordinary_data(guest: Stage) -> None:
     tcp.sends(ACK | URG, b"urgent")
     await tcp.expects(ACK)
     await host.receives(b"urgent")
+
+
+@pytest.mark.usefixtures("peek_offset")
+@pytest.mark.parametrize("before", [0, 1, 3000])
+async def test_urgent_data_of_the_host_is_ordinary_data(guest: Stage, family: Family, before: int) -> None:
+    """It is the last byte of one send, and more comes behind it."""
+    tcp, host = await guest.connected(family, mss=1000)
+    data = noise(before + 1 + 5000)
+    host.sends(data[:before])
+    assert host.socket.send(data[before : before + 1], socket.MSG_OOB) == 1
+    host.sends(data[before + 1 :])
+    host.half_closes()
+    await tcp.expects_data(data)
+    await tcp.expects(FIN | ACK)
 
 
 async def test_odd_segment_sizes_of_the_guest(guest: Stage) -> None:

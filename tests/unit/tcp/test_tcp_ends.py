@@ -13,6 +13,7 @@ from trio_passt.wire.tcp import ACK, FIN, RST
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_guest_closes_its_half_and_still_receives(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family)
     tcp.sends(FIN | ACK)
@@ -58,6 +59,7 @@ async def test_host_sends_and_closes_at_once(guest: Stage, family: Family) -> No
     await host.receives_end()
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_both_close_at_once(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family)
     guest.link.set_capacity(frames=0)
@@ -72,6 +74,7 @@ async def test_both_close_at_once(guest: Stage, family: Family) -> None:
     await guest.expects_nothing()
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_fins_that_cross(guest: Stage) -> None:
     tcp, host = await guest.connected()
     host.half_closes()
@@ -129,6 +132,7 @@ async def test_data_after_fin_is_not_taken(guest: Stage) -> None:
     await host.receives_end()
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_fin_of_the_host_is_repeated_until_acknowledged(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family)
     host.half_closes()
@@ -180,6 +184,7 @@ async def test_late_acknowledgement_of_data_and_fin_after_a_timeout(guest: Stage
     assert len(guest.dispatcher.tcp) == 0
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_host_that_resets_resets_the_guest(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family)
     tcp.sends(ACK, b"x")
@@ -189,6 +194,7 @@ async def test_host_that_resets_resets_the_guest(guest: Stage, family: Family) -
     assert len(guest.dispatcher.tcp) == 0
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_host_that_resets_with_data_in_flight(guest: Stage) -> None:
     tcp, host = await guest.connected(mss=1460)
     host.sends(noise(2000))

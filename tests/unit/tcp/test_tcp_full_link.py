@@ -7,10 +7,9 @@ from harness.stage import Family, Stage, network, on_stage
 
 from trio_passt.wire.tcp import ACK, FIN, RST, SYN
 
-pytestmark = pytest.mark.usefixtures("standing_clock")
+pytestmark = pytest.mark.usefixtures("standing_clock", "peek_offset")
 
 
-@pytest.mark.usefixtures("peek_offset")
 @pytest.mark.parametrize("capacity", [1, 2, 7])
 async def test_data_goes_on_when_there_is_room(family: Family, capacity: int) -> None:
     async with on_stage(network(mtu_bytes=1500), capacity_frames=capacity) as guest:

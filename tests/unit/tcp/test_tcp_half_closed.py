@@ -8,7 +8,7 @@ from harness.tcp import GuestTcp
 
 from trio_passt.wire.tcp import ACK, FIN
 
-pytestmark = pytest.mark.usefixtures("standing_clock")
+pytestmark = pytest.mark.usefixtures("standing_clock", "peek_offset")
 
 HOURS = 2.5
 PROBED_AFTER_S = 60.1
@@ -24,7 +24,6 @@ async def answers_probe(guest: Stage, tcp: GuestTcp) -> None:
     await tcp.expects_nothing()
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_host_sends_for_hours_after_the_guest_has_closed(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family)
     tcp.sends(FIN | ACK)
@@ -108,7 +107,6 @@ async def test_open_connection_is_not_probed_for_two_hours(guest: Stage) -> None
     await tcp.expects(ACK, seq=tcp.expected - 1)
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_bulk_after_the_guest_has_closed_its_half_in_the_middle(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family, mss=1460)
     data = noise(300_000)
@@ -123,7 +121,6 @@ async def test_bulk_after_the_guest_has_closed_its_half_in_the_middle(guest: Sta
     await tcp.expects(FIN | ACK)
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_data_and_end_from_both_sides_cross(guest: Stage, family: Family) -> None:
     """Simultaneous close (RFC 9293 section 3.6, figure 13), each FIN behind data."""
     tcp, host = await guest.connected(family, mss=1000)

@@ -2,13 +2,17 @@
 
 import os
 import resource
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 from harness.noise import noise
-from harness.stage import V4, Family, Stage, on_stage
+from harness.stage import V4, Family, Stage, network, on_stage
+from trio.testing import wait_all_tasks_blocked
 
-from trio_passt.config import Protocol
+from trio_passt import daemon
+from trio_passt.config import Attachment, Config, Protocol
 from trio_passt.host.seldom import WARN_EVERY_S
 from trio_passt.wire.tcp import ACK, FIN, RST, SYN
 
@@ -105,6 +109,29 @@ async def test_no_descriptors_left(guest: Stage, family: Family, caplog: pytest.
         await is_refused(guest, family, server.port)
         assert len(caplog.records) == 2
     await guest.connected(family, server=server)
+
+
+async def test_daemon_starts_with_all_descriptors_that_it_may_have(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, soft), hard))
+    when_ready = []
+
+    def on_ready(_path: object, _forwards: object) -> None:
+        when_ready.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+    config = Config(network=network(), attachment=Attachment(socket_path=tmp_path / "socket"))
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(daemon.run, config, on_ready=on_ready))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert when_ready == [(hard, hard)]
+
+
+async def test_flow_limit_unless_told_otherwise() -> None:
+    assert Config(network=network()).flow_limit == 65536
 
 
 async def test_descriptor_comes_back_while_the_others_are_in_use(guest: Stage) -> None:

@@ -8,7 +8,7 @@ from harness.tcp import GuestTcp
 
 from trio_passt.wire.tcp import ACK, FIN
 
-pytestmark = pytest.mark.usefixtures("standing_clock")
+pytestmark = pytest.mark.usefixtures("standing_clock", "peek_offset")
 
 
 async def expects_segments(tcp: GuestTcp, data: bytes, size: int, *, at: int) -> None:
@@ -17,7 +17,6 @@ async def expects_segments(tcp: GuestTcp, data: bytes, size: int, *, at: int) ->
         await tcp.expects(ACK, data[start : start + size], seq=at + start)
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_lost_data_is_sent_again_after_a_timeout(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family, mss=1000)
     data = noise(5000)
@@ -33,7 +32,6 @@ async def test_lost_data_is_sent_again_after_a_timeout(guest: Stage, family: Fam
     await tcp.expects(ACK, b"more")
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_after_a_timeout_only_what_is_unacknowledged_is_sent_again(guest: Stage) -> None:
     tcp, host = await guest.connected(mss=1000)
     data = noise(5000)
@@ -97,7 +95,6 @@ async def test_what_was_sent_twice_is_not_measured_and_the_timeout_stays_long(gu
     await tcp.expects(ACK, b"next", seq=tcp.expected - 4)
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_three_duplicate_acknowledgements_bring_the_missing_segment_at_once(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family, mss=1000)
     data = noise(6000)

@@ -28,6 +28,7 @@ async def test_window_of_the_guest_is_filled_and_never_overrun(guest: Stage, fam
     assert received == data
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_small_window_waits_for_a_full_segment_while_something_is_in_flight(guest: Stage) -> None:
     tcp, host = await guest.connected(mss=1460, scale=0, window=8000)
     host.sends(bytes(20_000))
@@ -40,6 +41,7 @@ async def test_small_window_waits_for_a_full_segment_while_something_is_in_fligh
     await tcp.expects(ACK, bytes(1460))
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_closed_window_is_probed_until_it_opens(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family, mss=1460, scale=0, window=1000)
     data = noise(3000)
@@ -66,6 +68,7 @@ async def test_closed_window_is_probed_until_it_opens(guest: Stage, family: Fami
     await tcp.expects_nothing()
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_probes_that_are_not_answered_are_given_up(guest: Stage) -> None:
     tcp, host = await guest.connected(mss=1460, scale=0, window=1000)
     host.sends(bytes(3000))
@@ -79,6 +82,7 @@ async def test_probes_that_are_not_answered_are_given_up(guest: Stage) -> None:
     await host.is_reset()
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_window_that_closes_over_data_in_flight(guest: Stage) -> None:
     tcp, host = await guest.connected(mss=1000, scale=0, window=4000)
     data = noise(8000)
@@ -97,6 +101,7 @@ async def test_window_that_closes_over_data_in_flight(guest: Stage) -> None:
         await tcp.expects(ACK, data[at : at + 1000])
 
 
+@pytest.mark.usefixtures("peek_offset")
 async def test_window_update_alone_lets_data_go_on(guest: Stage) -> None:
     tcp, host = await guest.connected(mss=1000, scale=0, window=1000)
     host.sends(bytes(5000))

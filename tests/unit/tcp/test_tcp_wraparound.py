@@ -11,7 +11,7 @@ from harness.tcp import GuestTcp, HostSocket
 from trio_passt.tcp import handshake
 from trio_passt.wire.tcp import ACK, FIN, RST, SYN
 
-pytestmark = pytest.mark.usefixtures("standing_clock")
+pytestmark = pytest.mark.usefixtures("standing_clock", "peek_offset")
 
 BEFORE_WRAP = 2500
 """Both sides' first data byte lies so far before number 0."""
@@ -33,7 +33,6 @@ def cut(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_both_directions_at_once(guest: Stage) -> None:
     tcp, host = await connected(guest)
     upload, download = noise(6000, 1), noise(6000, 2)
@@ -46,7 +45,6 @@ async def test_both_directions_at_once(guest: Stage) -> None:
     assert tcp.next == tcp.expected == 6000 - BEFORE_WRAP
 
 
-@pytest.mark.usefixtures("peek_offset")
 async def test_bulk_both_ways_at_once(guest: Stage) -> None:
     """Numbers wrap within one batch from the guest, and within one piece that is cut for it."""
     tcp, host = await connected(guest)

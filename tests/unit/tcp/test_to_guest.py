@@ -269,6 +269,29 @@ def test_round_trip_is_measured_of_new_data_only() -> None:
     assert to_guest.round_trip.timeout_s == pytest.approx(1.5)
 
 
+def test_round_trip_is_not_measured_over_a_fast_retransmission() -> None:
+    """Karn's algorithm (RFC 6298 section 3): whichever of the two it was that arrived, nobody knows."""
+    to_guest = half()
+    to_guest.sent(5000, 0.0)
+    assert [to_guest.acknowledge(ack_of(0), 0.1).resend_first for _ in range(3)] == [False, False, True]
+    to_guest.acknowledge(ack_of(5000), 50.0)
+    assert to_guest.round_trip.timeout_s == timeouts.RTO_INITIAL_S
+    to_guest.sent(1000, 60.0)
+    to_guest.acknowledge(ack_of(6000), 60.5)
+    assert to_guest.round_trip.timeout_s == pytest.approx(1.5)
+
+
+def test_old_window_does_not_replace_a_newer_one() -> None:
+    """Nor does an acknowledgement that is older than the one that the window came with."""
+    to_guest = half()
+    to_guest.sent(2000, 0.0)
+    to_guest.acknowledge(ack_of(2000, 700), 0.1)
+    to_guest.acknowledge(ack_of(1000, 9000), 0.1)
+    assert to_guest.window == 700
+    to_guest.acknowledge(ack_of(2000, 800), 0.1)
+    assert to_guest.window == 800
+
+
 class SendingHalf(RuleBasedStateMachine):
     """Against a model: the guest has received some prefix, and acknowledges some of it, in any order of events."""
 
