@@ -6,8 +6,8 @@ root nursery
 └─ guests, one after the other
    ├─ door                  turns away a second one meanwhile
    └─ guest session         a nursery for all that one guest connection owns; the guest goes, it is cancelled
-      ├─ root task          reads a batch of frames, dispatches it
-      ├─ link, readiness    finish partly written frames; fetch the events of all host sockets
+      ├─ root task          owns the frames: has each batch dispatched, and ends with the link
+      ├─ link, readiness    finish partly written frames; fetch the events of the link and of all host sockets
       ├─ router             unsolicited router advertisements
       └─ flows              one task each
 """

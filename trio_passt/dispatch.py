@@ -1,7 +1,7 @@
 """A batch of frames → services and flows.  No policy: what a frame means is decided where it goes.
 
-The root task calls `dispatch` with each batch.  Nothing here waits: services are answered at once, flows find their
-segments in their inbox and are woken, each once per batch however many frames were theirs.
+`dispatch` is called with each batch (`daemon.own_frames`).  Nothing here waits: services are answered at once, flows
+find their segments in their inbox and are woken, each once per batch however many frames were theirs.
 """
 
 import logging

@@ -9,8 +9,7 @@ spot: a batch from the guest, or the events of the host sockets, are then worked
 itself is woken when its deadline passes, when there is more to do than one turn allows, so that others get theirs
 first, and when a turn ends the flow or raises: how a flow ends is the task's own business.
 
-No turn is ever taken inside another: ringing is something that the root task, the readiness task and the link's task
-do, and flows don't.
+No turn is ever taken inside another: no turn rings, nor calls what rings.
 """
 
 import math
@@ -23,7 +22,7 @@ AGAIN = -math.inf
 
 Turn = Callable[[], float | None]
 """Does what can be done; returns the time (on Trio's clock) of the next turn, should nobody ring before, `AGAIN`, or
-`None` when all is over (and whenever it is asked again)."""
+`None` when all is over."""
 
 
 class Doorbell:
@@ -32,7 +31,7 @@ class Doorbell:
     A ring while nobody sleeps is remembered; several rings before the sleeper runs are one.
     """
 
-    __slots__ = ("_alarm", "_error", "_rung", "_sleeper", "_turn")
+    __slots__ = ("_alarm", "_error", "_is_over", "_rung", "_sleeper", "_turn")
 
     def __init__(self) -> None:
         self._rung = False
@@ -40,6 +39,7 @@ class Doorbell:
         self._turn: Turn | None = None
         self._alarm: trio.CancelScope | None = None
         self._error: Exception | None = None
+        self._is_over = False
 
     def ring(self) -> None:
         """Take the sleeper's turn for it, or wake it, now or at its next `wait`."""
@@ -87,7 +87,10 @@ class Doorbell:
                 finally:
                     self._turn = None
             if self._error is not None:
-                raise self._error
+                error, self._error = self._error, None  # no cycle through its traceback
+                raise error
+            if self._is_over:
+                return
 
     def _take_turn(self, turn: Turn) -> bool:
         """A turn while the task sleeps: true if it may sleep on."""
@@ -97,7 +100,10 @@ class Doorbell:
         except Exception as error:
             self._error = error
             return False
-        if deadline is None or deadline == AGAIN:
+        if deadline is None:
+            self._is_over = True
+            return False
+        if deadline == AGAIN:
             return False
         if deadline < self._alarm.deadline:  # a later one is found out when the task wakes for nothing
             self._alarm.deadline = deadline

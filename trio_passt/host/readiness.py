@@ -1,4 +1,4 @@
-"""Which host sockets have something to say: one epoll, one task, any number of sockets.
+"""Which host sockets, and which link, have something to say: one epoll, one task, any number of sockets.
 
 Trio could watch each socket by itself, at the price of a system call and a task switch each time.  Here all sockets
 of a guest sit in one epoll set, edge-triggered and registered once; Trio watches the epoll's own descriptor
@@ -32,7 +32,7 @@ LINGER_S = 0.001
 """Events that come at such intervals are waited for on the spot.  It is as short as epoll_wait(2) can count."""
 
 LINGER_MOST_S = 0.003
-"""Then it is Trio's turn: its tasks that wait for something to read are kept waiting no longer than this."""
+"""Then it is Trio's turn: its tasks that wait for something to read are kept waiting for little longer than this."""
 
 
 class _Runnable(trio.abc.Instrument):

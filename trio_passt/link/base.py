@@ -8,9 +8,9 @@ never waits: it takes as many frames as fit and says how many; nothing is queued
 keeps what it has (a TCP flow peeks it again from its host socket) and asks to be called back with
 `when_ready`.
 
-The one exception is a frame that was written in part, which a stream link can't take back: the link keeps a
-copy of the rest, and finishes it before anything else is written.  `run` is the task that does so, and that
-calls the callbacks; it belongs in the nursery of whatever owns the link.
+The exception is what was begun: a frame that was written in part, which a stream link can't take back, and small
+frames that were gathered.  The link keeps the rest, and finishes it before anything else is written.  `run` is the task
+that does so, and that calls the callbacks; it belongs in the nursery of whatever owns the link.
 """
 
 from collections.abc import Callable, Sequence

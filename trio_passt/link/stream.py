@@ -46,7 +46,7 @@ IOV_MAX = 1024
 """Parts that one `sendmsg` takes (sysconf(_SC_IOV_MAX) on Linux)."""
 
 SMALL_FRAME_BYTES = 128
-"""Frames up to this size are worth gathering: those without data."""
+"""Frames up to this size, with their prefix, are worth gathering: those with little data or none."""
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -85,7 +85,10 @@ class StreamLink:
         return self._socket.fileno()
 
     async def receive_batch(self) -> FrameBatch:
-        """All complete frames that are there, at least one; `LinkClosed` when there will be no more."""
+        """All complete frames that are there, at least one; `LinkClosed` when there will be no more.
+
+        The daemon uses `receive_now`; this is for who has nothing else to wait for.
+        """
         while True:
             bounds = self._complete_frames()
             if bounds:

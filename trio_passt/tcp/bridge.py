@@ -141,6 +141,8 @@ class Bridge:
         self._acknowledged_bytes += acknowledgement.data_bytes
         if acknowledgement.resend_first:
             self._resend_first = True
+        elif acknowledgement.data_bytes:
+            self._resend_first = False  # what was missing is there
         if acknowledgement.went_back:
             self._receive_queue.readable = True
         if not segment.payload and not flags & tcp.FIN:
@@ -212,6 +214,7 @@ class Bridge:
             self._receive_queue.discard(self._acknowledged_bytes)
             self._acknowledged_bytes = 0
         from_guest, riding = self.from_guest, self._riding
+        riding.nothing_waits()
         ack = self._acknowledgeable(now)
         window = from_guest.window_after(self._free_bytes(), ack)
         if ack != from_guest.acknowledged:
@@ -223,7 +226,6 @@ class Bridge:
             riding.answered(now)
         elif self._has_to_be_told(ack, window, now) and self._output.segment(self.to_guest.next, ack, tcp.ACK, window):
             self._acknowledged_to_guest(ack, window)
-            riding.went_alone()
         if self._failure is not None and self._all_is_sent():
             raise self._failure
         self._set_due(now)
@@ -267,7 +269,8 @@ class Bridge:
         due = min(keepalive.due, self._fails_at, self._riding.due)
         if to_guest.deadline is not None and to_guest.deadline < due:
             due = to_guest.deadline
-        if from_guest.acknowledged != from_guest.next and from_guest.acknowledged != from_guest.held:
+        is_waiting = from_guest.acknowledged != from_guest.next and from_guest.acknowledged != from_guest.held
+        if is_waiting and self._failure is None and not self._output.waits_for_link:
             due = min(due, now + timeouts.ACK_POLL_S)
         self.due = due
 

@@ -10,10 +10,11 @@ from trio_passt.wire.tcp import TcpSegment
 class Verdict(Enum):
     """What to do about a segment.
 
-    COMPLETES: it acknowledges our SYN, and for an inbound connection is the guest's own: established. REPEATS: the
-    guest's SYN once more; our answer was late, or lost. RESETS: the guest does not want the connection. CHALLENGES:
-    another SYN on the same ports, from a guest that has started anew, or from somebody who guesses; to be answered
-        with an ACK, which a guest that has started anew resets (RFC 5961 section 4).
+    COMPLETES: it acknowledges our SYN, and for an inbound connection is the guest's own: established.
+    REPEATS: the guest's SYN once more; our answer was late, or lost.
+    RESETS: the guest does not want the connection.
+    CHALLENGES: another SYN on the same ports, from a guest that has started anew, or from somebody who guesses; to be
+    answered with an ACK, which a guest that has started anew resets (RFC 5961 section 4).
     WRONG: it belongs to some other connection, an old one perhaps; to be answered with a reset.
     MEANS_NOTHING: to be dropped.
     """

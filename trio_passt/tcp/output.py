@@ -17,18 +17,18 @@ LEAST_SHARE_BYTES = 64 * 1024
 class Output:
     """Makes frames of segments and offers them to the link.
 
-    `link_is_full` after a segment was not taken, until the link calls back: nothing is offered meanwhile.  `on_room` is
-    called then.
+    `waits_for_link` after a segment was not taken, or when it is others' turn, until the link calls back: nothing is
+    offered meanwhile.  `on_room` is called then.
     """
 
-    __slots__ = ("_headers", "_key", "_on_room", "_session", "link_is_full")
+    __slots__ = ("_headers", "_key", "_on_room", "_session", "waits_for_link")
 
     def __init__(self, session: Session, key: FlowKey, on_room: Callable[[], None]) -> None:
         self._session = session
         self._key = key
         self._on_room = on_room
         self._headers = self._make_headers()
-        self.link_is_full = False
+        self.waits_for_link = False
 
     def segment(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"", copies: int = 1) -> bool:
         """Send one segment without data, or several that are the same; false if the link is full."""
@@ -51,22 +51,22 @@ class Output:
 
     def has_room(self) -> bool:
         """Whether data is worth preparing; if not, `on_room` will be called."""
-        if not self.link_is_full and self._session.link.is_full:
+        if not self.waits_for_link and self._session.link.is_full:
             self._wait_for_room()
-        return not self.link_is_full
+        return not self.waits_for_link
 
     def queues_up(self) -> bool:
         """After one's share: go to the end of the queue for the link.  False if nobody waits there."""
         if self._session.link.waiting:
             self._wait_for_room()
-        return self.link_is_full
+        return self.waits_for_link
 
     def _wait_for_room(self) -> None:
-        self.link_is_full = True
+        self.waits_for_link = True
         self._session.link.when_ready(self._has_room)
 
     def _offer(self, runs: list[FrameRun], frames: int) -> int:
-        if self.link_is_full:
+        if self.waits_for_link:
             return 0
         taken = self._session.link.send(runs)
         if taken < frames:
@@ -74,7 +74,7 @@ class Output:
         return taken
 
     def _has_room(self) -> None:
-        self.link_is_full = False
+        self.waits_for_link = False
         self._on_room()
 
     def _current_headers(self) -> TcpHeaders:

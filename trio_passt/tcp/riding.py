@@ -7,6 +7,8 @@ the last few exchanges all were answered at once, and never for long; and the fi
 there are as many again.
 """
 
+import math
+
 from trio_passt.tcp import timeouts
 
 QUICK_ANSWERS = 8
@@ -21,7 +23,7 @@ class Riding:
     def __init__(self) -> None:
         self._asked_at: float | None = None
         self._quick_answers = 0
-        self.due = float("inf")
+        self.due = math.inf
 
     def asked(self, now: float) -> None:
         """Data came from the guest."""
@@ -30,11 +32,12 @@ class Riding:
         self._asked_at = now
 
     def may_wait(self, now: float) -> bool:
-        """Whether an acknowledgement that is due need not go alone."""
+        """Whether an acknowledgement that is due need not go alone; then it waits until `due`."""
         if self._quick_answers < QUICK_ANSWERS or self._asked_at is None:
             return False
-        self.due = self._asked_at + timeouts.ACK_RIDES_S
-        if now < self.due:
+        due = self._asked_at + timeouts.ACK_RIDES_S
+        if now < due:
+            self.due = due
             return True
         self._quick_answers = 0
         return False
@@ -44,8 +47,7 @@ class Riding:
         if self._asked_at is not None:
             self._quick_answers = self._quick_answers + 1 if now - self._asked_at < timeouts.ACK_RIDES_S else 0
             self._asked_at = None
-        self.due = float("inf")
 
-    def went_alone(self) -> None:
-        """The acknowledgement did not wait."""
-        self.due = float("inf")
+    def nothing_waits(self) -> None:
+        """For all that is known, nothing waits: `may_wait` says otherwise."""
+        self.due = math.inf

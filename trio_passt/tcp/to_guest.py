@@ -4,7 +4,7 @@ Pure: no Trio, no sockets; the time (seconds, any epoch) is an argument.  The da
 receive queue until the guest has acknowledged it, so this half only counts: byte `una` is the first one of that queue.
 
     una       oldest unacknowledged (SND.UNA)
-    next      next to send (SND.NXT); a timeout takes it back to `una`
+    next      next to send (SND.NXT); a timeout, or a second loss, takes it back to `una`
     highest   one beyond the last one ever sent
     window    how far beyond `una` the guest has room, in bytes
 """
@@ -188,6 +188,8 @@ class ToGuest:
         """An acknowledgement of what was acknowledged before: a duplicate by RFC 5681 section 2, or not."""
         if segment.sequence_length or self.window != window_before or not self.in_flight:
             return _NOTHING
+        if self.una == self._went_back_from:
+            return _NOTHING  # the echo of what was sent once more though the guest had it
         self._duplicates += 1
         if self._is_going_back():
             if now - self._progress_at <= self.round_trip.expected_s:

@@ -44,7 +44,7 @@ def test_waits_until_it_is_due_and_then_not_again_for_a_while() -> None:
     assert riding.may_wait(now + ACK_RIDES_S * 0.9)
     assert riding.due == now + ACK_RIDES_S, "counted from the question"
     assert not riding.may_wait(now + 1.01 * ACK_RIDES_S)
-    riding.went_alone()
+    riding.nothing_waits()
     assert riding.due == math.inf
     riding.answered(now + 1)
     now += 2
@@ -110,6 +110,7 @@ def test_answer_takes_the_acknowledgement_with_it() -> None:
     riding, now = used_to_quick_answers()
     riding.asked(now)
     assert riding.may_wait(now)
+    riding.nothing_waits()
     riding.answered(now + QUICK_S)
     assert riding.due == math.inf
     assert not riding.may_wait(now + QUICK_S)

@@ -44,7 +44,7 @@ async def test_link_that_is_full_is_waited_for_before_data_is_prepared(guest: St
     for _ in range(3):
         assert not output.has_room()
         assert guest.link.waiting == 1, "waits once"
-    assert output.link_is_full
+    assert output.waits_for_link
     assert not output.segment(1, 2, ACK, 500)
     assert output.data(1, 2, ACK, 500, memoryview(bytes(3000)), 1000) == 0
     assert guest.link.waiting == 1

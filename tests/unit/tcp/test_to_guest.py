@@ -239,6 +239,19 @@ def test_going_back_once_more_when_there_is_no_progress_for_a_round_trip() -> No
     assert to_guest.next == to_guest.una
 
 
+def test_echo_of_what_was_sent_again_is_no_loss() -> None:
+    """The guest had most of it, and answers each repetition with a duplicate."""
+    to_guest = half()
+    to_guest.sent(10_000, 0.0)
+    to_guest.timed_out(1.0)
+    to_guest.sent(10_000, 1.0)
+    to_guest.acknowledge(ack_of(10_000), 1.01)
+    to_guest.sent(10_000, 1.01)
+    assert [to_guest.acknowledge(ack_of(10_000), 1.02) for _ in range(9)] == [Acknowledgement()] * 9
+    assert to_guest.acknowledge(ack_of(11_000), 1.03) == Acknowledgement(1000)
+    assert [to_guest.acknowledge(ack_of(11_000), 1.04).resend_first for _ in range(3)] == [False, False, True]
+
+
 def test_what_is_no_duplicate() -> None:
     to_guest = half()
     assert not any(to_guest.acknowledge(ack_of(0), 0.0).resend_first for _ in range(5))  # nothing in flight
