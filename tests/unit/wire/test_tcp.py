@@ -32,8 +32,8 @@ with_syn = st.integers(0, 0x3F).map(lambda flags: flags | SYN)
 without_syn = st.integers(0, 0x3F).map(lambda flags: flags & ~SYN)
 data = st.binary(max_size=99)
 segments = st.one_of(
-    st.builds(TcpSegment, u16, u16, u32, u32, without_syn, u16, data, st.just(NO_OPTIONS)),
-    st.builds(TcpSegment, u16, u16, u32, u32, with_syn, u16, data, options),
+    st.builds(TcpSegment, u16, u16, u32, u32, without_syn, u16, data, st.just(NO_OPTIONS), st.just(1)),
+    st.builds(TcpSegment, u16, u16, u32, u32, with_syn, u16, data, options, st.just(1)),
 )
 
 
