@@ -104,13 +104,15 @@ class Transfer:
         self._cable = cable
         self._number = number
 
-    async def run(self, lingering: trio.Nursery) -> None:
+    async def run(self, lingering: trio.Nursery, under_way: list[str]) -> None:
         """All of it; the guest's end lingers afterwards, in a nursery that others end."""
+        under_way.append(self.name)
         try:
             await self._run(lingering)
         except BaseException as error:
             error.add_note(f"transfer {self.name!r}: {self.plan}")
             raise
+        under_way.remove(self.name)
 
     async def _run(self, lingering: trio.Nursery) -> None:
         family = self.plan.family
@@ -210,12 +212,14 @@ async def test_transfers_arrive_intact(group: int, monkeypatch: pytest.MonkeyPat
     ):
         cable = TerribleCable(guest.link, dice, pauses=dice.choice([0.0, 0.3]))
         nursery.start_soon(cable.run)
-        with trio.fail_after(PATIENCE_S):
+        under_way: list[str] = []
+        with trio.move_on_after(PATIENCE_S) as patience:
             async with trio.open_nursery() as transfers:
                 for number in range(TRANSFERS):
                     transfer = Transfer(guest, cable, f"{group}.{number}", number)
-                    transfers.start_soon(transfer.run, nursery)
+                    transfers.start_soon(transfer.run, nursery, under_way)
             while len(guest.dispatcher.tcp):  # noqa: ASYNC110 - the flow table tells nobody
                 await trio.sleep(0.1)
+        assert not patience.cancelled_caught, f"not finished: {under_way}, {len(guest.dispatcher.tcp)} flows"
         nursery.cancel_scope.cancel()
     assert len(os.listdir("/proc/self/fd")) == descriptors
