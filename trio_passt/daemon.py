@@ -177,6 +177,7 @@ async def own_frames(link: Link, dispatcher: Dispatcher, readiness: Readiness) -
         try:
             batch = link.receive_now()
             if batch is not None:
+                readiness.moved(len(batch.data))
                 dispatcher.dispatch(batch)
         except Exception as reason:
             readiness.forget(descriptor)

@@ -217,10 +217,13 @@ class Dispatcher:
             is_opening = segment.flags & (tcp.SYN | tcp.ACK | tcp.FIN) == tcp.SYN
             if endpoint is None:
                 self._drops["addresses of no flow"] += 1
-            elif not (is_opening and self.tcp.start(TcpFlow.outbound(self._session, key, segment, endpoint))):
+                return
+            flow = TcpFlow.outbound(self._session, key, segment, endpoint) if is_opening else None
+            if flow is None or not self.tcp.start(flow):
                 self._refuse(key, segment)
-            return
-        flow.deliver(segment)
+                return
+        else:
+            flow.deliver(segment)
         self._to_wake[flow] = None
 
     def _refuse(self, key: FlowKey, segment: TcpSegment) -> None:
@@ -283,9 +286,11 @@ class Dispatcher:
         """A connection to a forwarded port becomes a flow towards the guest's port `target`."""
         for key in self._inbound_keys(peer, target):
             if self.tcp.get(key) is None:
-                if not self.tcp.start(TcpFlow.inbound(self._session, key, host)):
+                flow = TcpFlow.inbound(self._session, key, host)
+                if not self.tcp.start(flow):
                     break
                 self.find_guest()
+                flow.wake()
                 return
         sockets.reset(host)
 

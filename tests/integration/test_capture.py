@@ -59,7 +59,9 @@ def test_whole_frames_pass(tmp_path: Path) -> None:
 
 def test_payload_that_looks_like_another_protocol_passes(tmp_path: Path) -> None:
     """Port 6667 is IRC's: with its dissector on, this frame would be malformed."""
-    packet = Ether(src=DAEMON_MAC) / IP(src=REMOTE4, dst=HOST4) / TCP(sport=40000, dport=6667) / Raw(b"\x01\x02\r\n" * 20)
+    packet = (
+        Ether(src=DAEMON_MAC) / IP(src=REMOTE4, dst=HOST4) / TCP(sport=40000, dport=6667) / Raw(b"\x01\x02\r\n" * 20)
+    )
     wrpcap(str(tmp_path / "good.pcap"), [packet])
     verdict = examine(tmp_path / "good.pcap")
     assert verdict.problems == []

@@ -33,6 +33,10 @@ class FrameSink(Protocol):
         """Whether `send` is known to take nothing."""
 
     @property
+    def room_bytes(self) -> int:
+        """About how much `send` would take now, frames and their prefixes; 0 or less if none."""
+
+    @property
     def waiting(self) -> int:
         """How many callbacks wait for room."""
 

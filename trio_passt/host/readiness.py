@@ -6,13 +6,21 @@ of a guest sit in one epoll set, edge-triggered and registered once; Trio watche
 all sockets, and each one's callback is called: the mirror image of a batch of frames from the guest.
 
 A question and its answer come and go through here one after the other, and each time round through Trio's scheduler
-costs more than what there is to do.  So while events come quickly, the next ones are waited for on the spot, if nobody
-else has anything to do: no task that could run, none that waits to write, no deadline in the meantime.  It is what
-Trio itself would do at that moment, only nearer.  Every `LINGER_MOST_S` Trio gets to look for itself.
+costs as much as what there is to do.  So after events the next ones are waited for on the spot, if nobody else has
+anything to do: no task that could run, none that waits to write, no deadline in the meantime.  It is what Trio itself
+would do at that moment, only nearer.  Every `LINGER_MOST_S` Trio gets to look for itself; so a deadline that an event
+brings about may be met so much later.
+
+To be woken by the kernel costs time, too, and caches that another process has filled meanwhile.  So where the last
+answer came within `SPIN_S`, the next one is polled for as long, on a machine with more than one processor, before the
+kernel is asked to wake us.  One that does not come in time ends this until answers are quick again: no more than that is
+spent in vain.  It is not done for bulk data, whose batches had better grow while others have the processor.
 """
 
 import logging
+import os
 import select
+import time
 from collections.abc import Callable
 
 import trio
@@ -29,10 +37,16 @@ HANG_UP = select.EPOLLHUP
 EVENTS_PER_CALL = 1024
 
 LINGER_S = 0.001
-"""Events that come at such intervals are waited for on the spot.  It is as short as epoll_wait(2) can count."""
+"""How long events are waited for on the spot.  It is as short as epoll_wait(2) can count."""
 
 LINGER_MOST_S = 0.003
 """Then it is Trio's turn: its tasks that wait for something to read are kept waiting for little longer than this."""
+
+SPIN_S = 0.0001
+"""Answers of a peer on this machine, or near it, take less."""
+
+BULK_BYTES = 8192
+"""A round of events that moved more than this is no question, and no answer."""
 
 
 class _Runnable(trio.abc.Instrument):
@@ -63,6 +77,9 @@ class Readiness:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._pause_s = 0.0
+        self._has_processor = len(os.sched_getaffinity(0)) > 1
+        self._spins = False
+        self._moved_bytes = 0
 
     def watch(self, fd: int, on_event: Callable[[int], None], *, events: int, edge_triggered: bool = True) -> None:
         """Call `on_event(mask)` when any of `events` happens at `fd`; errors are always reported.
@@ -82,45 +99,58 @@ class Readiness:
         """Deliver nothing for a while after the present round: a callback can do nothing about its event now."""
         self._pause_s = max(self._pause_s, seconds)
 
+    def moved(self, count: int) -> None:
+        """Say, from a callback, that so many bytes went from one side to the other."""
+        self._moved_bytes += count
+
     async def run(self) -> None:
         """Deliver events until cancelled.  A callback that raises is a bug: it is logged, and its socket forgotten."""
-        if not self._lingers:
-            while True:
-                await self._next_round()
-        trio.lowlevel.add_instrument(self._others)
+        if self._lingers:
+            trio.lowlevel.add_instrument(self._others)
         try:
             while True:
-                slept_at = trio.current_time()
-                woken_at = await self._next_round()
-                if woken_at - slept_at < LINGER_S:
-                    self._linger(woken_at + LINGER_MOST_S)
+                if self._pause_s:
+                    pause_s, self._pause_s = self._pause_s, 0.0
+                    await trio.sleep(pause_s)
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self._deliver(0)
+                if self._lingers:
+                    self._linger()
         finally:
-            trio.lowlevel.remove_instrument(self._others)
+            if self._lingers:
+                trio.lowlevel.remove_instrument(self._others)
 
-    async def _next_round(self) -> float:
-        """Wait for events and deliver them; the time at which they came."""
-        if self._pause_s:
-            pause_s, self._pause_s = self._pause_s, 0.0
-            await trio.sleep(pause_s)
-        await trio.lowlevel.wait_readable(self._epoll.fileno())
-        woken_at = trio.current_time()
-        self._deliver(0)
-        return woken_at
+    def _linger(self) -> None:
+        """Deliver what comes next, for as long as it comes quickly and nobody else is kept waiting."""
+        statistics = trio.lowlevel.current_statistics()
+        if _somebody_writes(statistics):
+            return
+        until = time.monotonic() + min(LINGER_MOST_S, statistics.seconds_to_next_deadline)
+        while not (self._others.tasks or self._pause_s):
+            now = time.monotonic()
+            if now >= until or not (self._deliver(0) or self._wait(now, until)):
+                return
 
-    def _linger(self, until: float) -> None:
-        """Wait here for what comes next, for as long as it comes quickly and nobody else is kept waiting."""
-        while not self._pause_s and trio.current_time() < until:
-            if self._others.tasks:
-                return
-            statistics = trio.lowlevel.current_statistics()
-            if statistics.seconds_to_next_deadline < 2 * LINGER_S or _somebody_writes(statistics):
-                return
-            if not self._deliver(LINGER_S):
-                return
+    def _wait(self, since: float, until: float) -> bool:
+        """Deliver the next events; false if there are none in time."""
+        if self._spins:
+            while time.monotonic() < since + SPIN_S:
+                if self._deliver(0):
+                    return True
+            self._spins = False
+        if until - since < LINGER_S or not self._deliver(LINGER_S):
+            return False
+        return True
 
     def _deliver(self, timeout_s: float) -> bool:
         """Fetch the events, waiting for so long, and call back; false if there were none."""
+        asked_at = time.monotonic() if timeout_s else 0.0
         events = self._epoll.poll(timeout_s, EVENTS_PER_CALL)
+        if not events:
+            return False
+        if timeout_s:
+            self._spins = self._has_processor and time.monotonic() - asked_at < SPIN_S
+        self._moved_bytes = 0
         for fd, mask in events:
             callback = self._callbacks.get(fd)
             if callback is None:  # an earlier callback of this round has closed it
@@ -130,7 +160,9 @@ class Readiness:
             except Exception:
                 log.exception("internal error at descriptor %d, which is left alone now; please report this", fd)
                 self.forget(fd)
-        return bool(events)
+        if self._moved_bytes > BULK_BYTES:
+            self._spins = False
+        return True
 
     def close(self) -> None:
         """Close the epoll descriptor."""

@@ -11,7 +11,8 @@ from trio_passt.host import sockets
 from trio_passt.wire.checksum import Buffer
 
 LOOK_AGAIN_BYTES = 16 * 1024
-"""Room is asked for again after so many bytes were written; until then it is taken to be less by what was written."""
+"""Room is asked for again after so many bytes were written, or a quarter of the room there was, whichever is more; until
+then it is taken to be less by what was written."""
 
 ROUND_TRIP_GOOD_FOR_S = 0.1
 
@@ -22,13 +23,14 @@ class SendQueue:
     `writable` is false when the queue was full, and nothing is known to have left it: `write` is not worth trying.
     """
 
-    __slots__ = ("_free_bytes", "_looked_at", "_round_trip_s", "_sock", "_written_bytes", "writable")
+    __slots__ = ("_free_bytes", "_look_again_at", "_looked_at", "_round_trip_s", "_sock", "_written_bytes", "writable")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.writable = True
         self._free_bytes = 0
-        self._written_bytes = LOOK_AGAIN_BYTES
+        self._written_bytes = 0
+        self._look_again_at = 0
         self._round_trip_s = 0.0
         self._looked_at = float("-inf")
 
@@ -36,7 +38,7 @@ class SendQueue:
         """The socket was reported to be writable (which epoll also says when something else has happened)."""
         if not self.writable:
             self.writable = True
-            self._written_bytes = LOOK_AGAIN_BYTES
+            self._look_again_at = 0
 
     def write(self, pieces: Sequence[Buffer]) -> int:
         """Write the pieces, as much as there is room for; returns how many bytes.  Raises OSError."""
@@ -50,9 +52,10 @@ class SendQueue:
 
     def free_bytes(self) -> int:
         """What there is room for, or a little less."""
-        if self._written_bytes >= LOOK_AGAIN_BYTES:
+        if self._written_bytes >= self._look_again_at:
             self._free_bytes = sockets.send_buffer_bytes(self._sock) - sockets.unacknowledged(self._sock)
             self._written_bytes = 0
+            self._look_again_at = max(LOOK_AGAIN_BYTES, self._free_bytes // 4)
         return self._free_bytes - self._written_bytes
 
     def unacknowledged(self) -> int:

@@ -51,6 +51,10 @@ class Link(Protocol):
         """Whether `send` is known to take nothing: then it is not worth preparing frames for it."""
 
     @property
+    def room_bytes(self) -> int:
+        """About how much `send` would take now, frames and their prefixes; 0 or less if none."""
+
+    @property
     def waiting(self) -> int:
         """How many callbacks wait for room."""
 

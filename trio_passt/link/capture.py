@@ -128,6 +128,11 @@ class CapturingLink:
         return self._link.is_full
 
     @property
+    def room_bytes(self) -> int:
+        """That of the other link."""
+        return self._link.room_bytes
+
+    @property
     def waiting(self) -> int:
         """How many wait for the other link."""
         return self._link.waiting

@@ -4,6 +4,7 @@ Deterministic: nothing happens but by a call, and nothing waits for a clock, so 
 should.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -91,6 +92,11 @@ class MemoryLink:
                 self._news_to_guest.set()
                 count += 1
         return count
+
+    @property
+    def room_bytes(self) -> int:
+        """What is left of the capacity in bytes."""
+        return sys.maxsize if self._capacity_bytes is None else self._capacity_bytes - self._sent_bytes
 
     @property
     def waiting(self) -> int:

@@ -21,9 +21,12 @@ frame.
 """
 
 import errno
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -60,6 +63,7 @@ class StreamLink:
         sock.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             _raise_buffer(sock, option)
+        self._send_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._socket = sock
         self._closed: str | None = None
         self._buffer = bytearray(READ_BYTES + PREFIX_BYTES + MAX_FRAME_BYTES)
@@ -152,6 +156,14 @@ class StreamLink:
         return self._full
 
     @property
+    def room_bytes(self) -> int:
+        """What is left of the send buffer, if the kernel's overhead is as large as what it is for (unix(7), SIOCOUTQ)."""
+        if self._full or self._closed is not None:
+            return 0
+        queued = int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+        return self._send_buffer_bytes - queued
+
+    @property
     def waiting(self) -> int:
         """How many callbacks wait for room."""
         return len(self._callbacks)
@@ -231,9 +243,11 @@ class StreamLink:
         """Finish partly written frames and call back, until cancelled."""
         while True:
             await self._wanted.wait()
-            if self._closed is None:
+            if self._closed is None and self._full:
                 with suppress(trio.ClosedResourceError):
                     await trio.lowlevel.wait_writable(self._socket.fileno())
+            else:
+                await trio.lowlevel.checkpoint()
             if self._rest:
                 self._finish_rest()
             self._full = bool(self._rest)

@@ -106,6 +106,17 @@ class Bridge:
         if mask & readiness.WRITABLE:
             self._send_queue.has_room_again()
 
+    def heeds(self, mask: int) -> bool:
+        """Whether a turn is worth taking for an event of the host socket now; if not, the next one is soon enough.
+
+        A flow that waits for the link is called when there is room, and takes what has come by then.
+        """
+        return not (
+            self._output.waits_for_link
+            and mask & ~(readiness.READABLE | readiness.WRITABLE) == 0
+            and not self.from_guest.pending_bytes
+        )
+
     def _host_failed(self, error: OSError, now: float) -> None:
         """Reset, most likely.  What came before is still in the receive queue, and the guest's (see `send`)."""
         self._failure = error
@@ -279,11 +290,11 @@ class Bridge:
         to_guest = self.to_guest
         went_out = self._resend_first and self._resend(ack, window)
         self.has_more = False
-        if to_guest.state is ToGuestState.OPEN and self._receive_queue.readable:
-            left = self._output.share_bytes()
+        if to_guest.state is ToGuestState.OPEN and self._receive_queue.readable and self._output.has_room():
+            left = self._output.share_bytes(to_guest.mss)
             while self._receive_queue.readable and self._output.has_room():
                 if left < to_guest.mss:
-                    self.has_more = not self._output.queues_up()
+                    self.has_more = not self._output.gives_way()
                     break
                 taken = self._send_new(ack, window, now, left)
                 if not taken:
@@ -356,7 +367,7 @@ class Bridge:
         return from_guest.acknowledgeable(0 if is_near else self._send_queue.unacknowledged())
 
     def _free_bytes(self) -> int:
-        return max(self._send_queue.free_bytes(), WINDOW_FLOOR_BYTES) - self.from_guest.pending_bytes
+        return max(self._send_queue.free_bytes(), 0) + WINDOW_FLOOR_BYTES - self.from_guest.pending_bytes
 
     def _opens_window(self, window: int, ack: int) -> bool:
         """Whether telling the guest of this window is worth a segment (RFC 9293 section 3.8.6.2.2)."""

@@ -21,11 +21,11 @@ in super-segments.  It leaves the queue when the guest acknowledges it.  So a re
 is full needs no queue; and a guest that closes its window fills the kernel's queue, which closes the window that the
 peer sees.
 
-*One task, many turns.*  Three things can happen: segments from the guest, readiness of the host socket, a timer.  The
-first two ring the flow's doorbell; then a *turn* looks at everything, does all that can be done without waiting, and
-names the nearest deadline.  No order of events has to be reasoned about: each step of a turn is harmless if there is
-nothing for it to do.  (Who rings takes the turn while the task sleeps, which spares a task switch: see
-`flow.doorbell`.)
+*One life, many turns.*  Three things can happen: segments from the guest, readiness of the host socket, a timer.  The
+life of a connection, told in order in `_live`, rests until one of them does, and whoever brings the news resumes it
+(see `flow.life`).  While the connection is established, that is a *turn*: it looks at everything, does all that can be
+done without waiting, and names the nearest deadline.  No order of events has to be reasoned about: each step of a turn
+is harmless if there is nothing for it to do.
 
 *Ends.*  Each way closes by itself (`closing`); when both have, there are no more turns.  A reset from one side is
 passed to the other, and so is everything that can't go on: `GuestReset` and `OSError` are the two other ways out.  What
@@ -57,8 +57,8 @@ from collections.abc import Callable
 
 import trio
 
-from trio_passt.flow.doorbell import AGAIN, Doorbell
 from trio_passt.flow.key import FlowKey
+from trio_passt.flow.life import SOON, Life, rest
 from trio_passt.flow.session import Session
 from trio_passt.host import readiness, sockets
 from trio_passt.host.endpoint import Endpoint
@@ -88,12 +88,12 @@ class TcpFlow:
     __slots__ = (
         "_bridge",
         "_destination",
-        "_doorbell",
         "_host",
         "_host_events",
         "_inbox",
         "_initial_seq",
         "_is_over",
+        "_life",
         "_output",
         "_reset_numbers",
         "_session",
@@ -104,8 +104,8 @@ class TcpFlow:
     def __init__(self, session: Session, key: FlowKey) -> None:
         self.key = key
         self._session = session
-        self._doorbell = Doorbell()
-        self._output = Output(session, key, self._doorbell.ring)
+        self._life = Life(self._live)
+        self._output = Output(session, key, self._life.ring)
         self._inbox: deque[TcpSegment] = deque()
         self._initial_seq = handshake.initial_sequence(session.secret, key, time.monotonic_ns())
         self._bridge: Bridge | None = None
@@ -138,16 +138,20 @@ class TcpFlow:
             self._inbox.append(segment)
 
     def wake(self) -> None:
-        """There is something in the inbox."""
-        self._doorbell.ring()
+        """There is something in the inbox; or, of a new flow: it may begin at once."""
+        self._life.ring()
 
     # -- a connection's life -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """From the first SYN to the last acknowledgement, or to a reset."""
+        await self._life.run()
+
+    async def _live(self) -> None:
         try:
-            self._bridge = await self._open()
-            await self._doorbell.take_turns(self._turn)
+            self._bridge = bridge = await self._open()
+            while (until := self._take_turn(bridge)) is not None:
+                await rest(until)
             self._close_host()
         except GuestReset:
             log.debug("%s: reset by the guest", self.key)
@@ -158,12 +162,12 @@ class TcpFlow:
         finally:
             self._reset_host()
 
-    def _turn(self) -> float | None:
-        """All that can be done now; the time of the next turn, `AGAIN` if there is more to do, `None` at the end."""
-        bridge, now = self._bridge, trio.current_time()
-        assert bridge is not None
+    def _take_turn(self, bridge: Bridge) -> float | None:
+        """All that can be done now; the time of the next turn, `SOON` if there is more to do, `None` at the end."""
+        now = trio.current_time()
         if self._host_events:
-            bridge.host_event(self._take_host_events(), now)
+            events, self._host_events = self._host_events, 0
+            bridge.host_event(events, now)
         while self._inbox:
             bridge.take(self._inbox.popleft(), now)
         if now >= bridge.due:
@@ -172,7 +176,7 @@ class TcpFlow:
         bridge.send(now)
         if bridge.is_finished():
             return None
-        return AGAIN if bridge.has_more else bridge.due
+        return SOON if bridge.has_more else bridge.due
 
     async def _open(self) -> Bridge:
         """Connect the host and shake hands with the guest, in the order in which a peer would answer."""
@@ -208,10 +212,12 @@ class TcpFlow:
         assert self._destination is not None
         host = self._host = self._start_connection(self._destination)
         self._watch(host)
-        with trio.move_on_after(timeouts.CONNECT_S):
-            while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
-                await self._doorbell.wait()
-                self._heed_guest_while_connecting()
+        deadline = trio.current_time() + timeouts.CONNECT_S
+        while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
+            await rest(deadline)
+            self._heed_guest_while_connecting()
+            if trio.current_time() >= deadline:
+                break
         error = sockets.pending_error(host)
         if error is not None:
             raise error
@@ -252,21 +258,21 @@ class TcpFlow:
         retry_s = timeouts.SYN_FIRST_RETRY_S
         self._reset_numbers = opening.reset_numbers
         deadline = trio.current_time() + timeouts.HANDSHAKE_S
-        while trio.current_time() < deadline:
+        while (now := trio.current_time()) < deadline:
             went_out = self._output.segment(self._initial_seq, opening.ack, flags, MAX_WINDOW_FIELD, offer)
-            with trio.move_on_at(min(trio.current_time() + retry_s, deadline)) as silence:
-                answer = await self._answer(opening, went_out)
-                if answer is not None:
-                    return answer
-            if silence.cancelled_caught:  # else the guest asked again, or the link has room: our answer goes at once
+            retry_at = min(now + retry_s, deadline)
+            answer = await self._answer(opening, retry_at, went_out)
+            if answer is not None:
+                return answer
+            if trio.current_time() >= retry_at:  # else the guest asked again, or the link has room: ours goes at once
                 retry_s *= 2
         raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer the handshake")
 
-    async def _answer(self, opening: Opening, went_out: bool) -> TcpSegment | None:
+    async def _answer(self, opening: Opening, retry_at: float, went_out: bool) -> TcpSegment | None:
         """The segment that completes the handshake, or `None` when our SYN has to be sent once more.
 
-        That is when the guest repeated its own, and, if ours never `went_out` since the link was full, at the next
-        ring. What follows the answer stays in the inbox.
+        That is after silence until `retry_at`, when the guest repeated its own, and, if ours never `went_out` since the
+        link was full, at the next ring.  What follows the answer stays in the inbox.
         """
         while True:
             while self._inbox:
@@ -284,9 +290,9 @@ class TcpFlow:
                         self._output.segment(segment.ack, 0, tcp.RST, 0)
                     case Verdict.MEANS_NOTHING:
                         pass
-            await self._doorbell.wait()
+            await rest(retry_at)
             self._heed_host_while_opening()
-            if not went_out:
+            if not went_out or (not self._inbox and trio.current_time() >= retry_at):
                 return None
 
     def _heed_host_while_opening(self) -> None:
@@ -304,11 +310,8 @@ class TcpFlow:
 
     def _on_host_event(self, mask: int) -> None:
         self._host_events |= mask
-        self._doorbell.ring()
-
-    def _take_host_events(self) -> int:
-        events, self._host_events = self._host_events, 0
-        return events
+        if self._bridge is None or self._bridge.heeds(mask):
+            self._life.ring()
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
@@ -332,9 +335,9 @@ class TcpFlow:
         self._inbox.clear()
         if self._bridge is None and self._syn is not None and error.errno is not None:
             self._report_unreachable(self._syn, error.errno)
-        with trio.move_on_after(timeouts.RESET_PATIENCE_S):
-            while not self._send_reset():
-                await self._doorbell.wait()
+        deadline = trio.current_time() + timeouts.RESET_PATIENCE_S
+        while not self._send_reset() and trio.current_time() < deadline:
+            await rest(deadline)
 
     def _report_unreachable(self, syn: TcpSegment, number: int) -> None:
         """Before the reset, which means "refused" to a guest, the ICMP error that says what really happened."""

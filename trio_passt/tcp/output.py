@@ -8,27 +8,30 @@ from trio_passt.wire.frames import FrameRun
 from trio_passt.wire.segment import TcpHeaders
 
 TURN_BYTES = 1024 * 1024
-"""What one flow sends before others get their turn, if nobody else waits for the link."""
+"""What one flow sends before others get their turn, at the most."""
+
+ROUND_BYTES = 2 * TURN_BYTES
+"""What is divided among those who wait for the link: about what a link takes that had been full."""
 
 LEAST_SHARE_BYTES = 64 * 1024
-"""What it sends even if many wait: a large segment."""
+"""What each sends even if many wait: a large segment."""
 
 
 class Output:
     """Makes frames of segments and offers them to the link.
 
-    `waits_for_link` after a segment was not taken, or when it is others' turn, until the link calls back: nothing is
-    offered meanwhile.  `on_room` is called then.
+    While the link is full nothing is offered.  Who was not served, or has used its share while others wait, queues up:
+    `on_room` is called when it is its turn.
     """
 
-    __slots__ = ("_headers", "_key", "_on_room", "_session", "waits_for_link")
+    __slots__ = ("_headers", "_is_queued", "_key", "_on_room", "_session")
 
     def __init__(self, session: Session, key: FlowKey, on_room: Callable[[], None]) -> None:
         self._session = session
         self._key = key
         self._on_room = on_room
         self._headers = self._make_headers()
-        self.waits_for_link = False
+        self._is_queued = False
 
     def segment(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"", copies: int = 1) -> bool:
         """Send one segment without data, or several that are the same; false if the link is full."""
@@ -42,39 +45,52 @@ class Output:
         headers = self._current_headers()
         runs = headers.cut(seq, ack, flags, window, payload, mss)
         frames = sum(run.count for run in runs)
+        self._session.readiness.moved(len(payload))
         taken = self._offer(runs, frames)
         return len(payload) if taken == frames else taken * headers.payload_per_frame(mss)
 
-    def share_bytes(self) -> int:
-        """How much data may go out in one turn: the more flows wait for the link, the less each gets at a time."""
-        return max(TURN_BYTES // (1 + self._session.link.waiting), LEAST_SHARE_BYTES)
+    def share_bytes(self, mss: int) -> int:
+        """How much data may go out in one turn: the more flows wait for the link, the less each gets at a time.
+
+        Not more than the link has room for, since what was prepared in vain has to be prepared again; but a segment.
+        """
+        link = self._session.link
+        share = min(max(ROUND_BYTES // (1 + link.waiting), LEAST_SHARE_BYTES), TURN_BYTES)
+        return max(min(share, link.room_bytes), mss)
+
+    @property
+    def waits_for_link(self) -> bool:
+        """Whether nothing can be sent until `on_room` is called."""
+        return self._is_queued and self._session.link.is_full
 
     def has_room(self) -> bool:
         """Whether data is worth preparing; if not, `on_room` will be called."""
-        if not self.waits_for_link and self._session.link.is_full:
-            self._wait_for_room()
-        return not self.waits_for_link
+        is_full = self._session.link.is_full
+        if is_full:
+            self._queue_up()
+        return not is_full
 
-    def queues_up(self) -> bool:
-        """After one's share: go to the end of the queue for the link.  False if nobody waits there."""
+    def gives_way(self) -> bool:
+        """After one's share: if others wait for the link, queue up behind them; false if nobody does."""
         if self._session.link.waiting:
-            self._wait_for_room()
-        return self.waits_for_link
+            self._queue_up()
+        return self._is_queued
 
-    def _wait_for_room(self) -> None:
-        self.waits_for_link = True
-        self._session.link.when_ready(self._has_room)
+    def _queue_up(self) -> None:
+        if not self._is_queued:
+            self._is_queued = True
+            self._session.link.when_ready(self._has_room)
 
     def _offer(self, runs: list[FrameRun], frames: int) -> int:
-        if self.waits_for_link:
+        if not self.has_room():
             return 0
         taken = self._session.link.send(runs)
         if taken < frames:
-            self._wait_for_room()
+            self._queue_up()
         return taken
 
     def _has_room(self) -> None:
-        self.waits_for_link = False
+        self._is_queued = False
         self._on_room()
 
     def _current_headers(self) -> TcpHeaders:

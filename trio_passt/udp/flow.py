@@ -86,7 +86,7 @@ class UdpFlow:
         if len(self._from_guest) >= FROM_GUEST_DATAGRAMS:
             self._drop("udp: too many datagrams at once from the guest")
         else:
-            self._from_guest.append(payload)
+            self._from_guest.append(bytes(payload))  # a view would hold the memory of a whole batch
 
     def deliver_from_host(self, payload: bytes) -> None:
         """A datagram from the remote that did not come through this flow's own socket: a forwarded port got it."""

@@ -131,8 +131,10 @@ async def test_kernel_is_asked_for_room_once_in_a_while(
     queue = connection.queue
     room = queue.free_bytes()
     assert asked.count == 1
-    for number in range(1, LOOK_AGAIN_BYTES // 1000 + 1):
-        queue.write([bytes(1000)])
+    interval = max(LOOK_AGAIN_BYTES, room // 4)
+    for number in range(1, (interval - 1) // 1000 + 1):
+        assert queue.write([bytes(1000)]) == 1000
+        connection.peer.recv(1000)
         assert queue.free_bytes() == room - 1000 * number
     assert asked.count == 1
     queue.write([bytes(1000)])

@@ -8,10 +8,13 @@ from harness.tcp import GuestTcp, HostSocket
 from trio.testing import wait_all_tasks_blocked
 
 from trio_passt.flow.key import FlowKey
-from trio_passt.tcp.output import LEAST_SHARE_BYTES, TURN_BYTES, Output
+from trio_passt.tcp.output import LEAST_SHARE_BYTES, ROUND_BYTES, TURN_BYTES, Output
+from trio_passt.wire.frames import single
 from trio_passt.wire.tcp import ACK, RST
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
+
+MSS = 1448
 
 
 def output_of(guest: Stage, rung: list[str] | None = None, name: str = "") -> Output:
@@ -22,17 +25,30 @@ def output_of(guest: Stage, rung: list[str] | None = None, name: str = "") -> Ou
 
 async def test_share_is_a_turn_divided_by_those_who_wait(guest: Stage) -> None:
     output = output_of(guest)
-    assert output.share_bytes() == TURN_BYTES
+    assert output.share_bytes(MSS) == TURN_BYTES
     guest.link.set_capacity(frames=0)
     shares = []
     for number in range(30):
         guest.link.when_ready(lambda: None)
         assert guest.link.waiting == number + 1
-        shares.append(output.share_bytes())
-    assert shares[0] == TURN_BYTES // 2
-    assert shares[3] == TURN_BYTES // 5
+        shares.append(output.share_bytes(MSS))
+    assert shares[0] == TURN_BYTES
+    assert shares[3] == ROUND_BYTES // 5
     assert shares == sorted(shares, reverse=True)
-    assert set(shares[15:]) == {LEAST_SHARE_BYTES}
+    assert shares[-1] == ROUND_BYTES // 31 > LEAST_SHARE_BYTES
+    for _ in range(30):
+        guest.link.when_ready(lambda: None)
+    assert output.share_bytes(MSS) == LEAST_SHARE_BYTES
+
+
+async def test_share_is_no_more_than_the_link_has_room_for(guest: Stage) -> None:
+    output = output_of(guest)
+    guest.link.set_capacity(size=100_000)
+    assert output.share_bytes(MSS) == 100_000
+    assert guest.link.send([single(bytes(90_000))]) == 1
+    assert output.share_bytes(MSS) == 10_000
+    guest.link.set_capacity(size=90_500)
+    assert output.share_bytes(MSS) == MSS, "but a segment, or it would wait for ever"
 
 
 async def test_link_that_is_full_is_waited_for_before_data_is_prepared(guest: Stage) -> None:

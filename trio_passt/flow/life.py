@@ -1,0 +1,119 @@
+"""A flow's life as a coroutine that is resumed by whoever has news for it.
+
+Theory of operation
+-------------------
+What a TCP connection does is told in order, as a coroutine: connect, shake hands, pass data on, close.  It waits for one
+thing only, at `rest`: for the next ring, or for a time to come.  To have it wait as a task of Trio's would cost a round
+through the scheduler for each segment and each event of a socket, more than all the work that a small segment makes.  So
+whoever rings resumes it on the spot, with a plain function call, and it runs until it rests again.  A batch from the
+guest, or the events of the host's sockets, are worked off without a single switch of tasks; the first thing that a new
+connection does is done before its task has even begun.
+
+The task is the one that the flow's nursery knows: it wakes when the time comes that the life rests until, when the life
+wants to go on after everybody else's turn, and when it has ended or raised.  How a flow ends is the task's own business;
+if the task is cancelled, the life is closed, and its `finally` clauses run.
+
+No life is ever resumed from inside itself: a ring meanwhile is remembered, and it goes on soon.
+"""
+
+import math
+from collections.abc import Callable, Coroutine, Generator
+
+import trio
+
+from trio_passt.flow.doorbell import Doorbell
+
+SOON = -math.inf
+"""A time to `rest` until: others get their turn, and then it goes on at once."""
+
+
+class _Rest:
+    __slots__ = ("_until",)
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+
+    def __await__(self) -> Generator[float, None, None]:
+        yield self._until
+
+
+async def rest(until: float) -> None:
+    """Wait, inside a life, until somebody rings, or Trio's clock shows `until`, or for nothing, which may happen."""
+    await _Rest(until)
+
+
+class Life:
+    """A coroutine that awaits nothing but `rest`, and the task's side of it (`run`).
+
+    `begin` makes it, when it is to begin.
+    """
+
+    __slots__ = ("_alarm", "_begin", "_coroutine", "_error", "_is_awake", "_is_over", "_rung", "_task_bell", "_until")
+
+    def __init__(self, begin: Callable[[], Coroutine[float, None, None]]) -> None:
+        self._begin = begin
+        self._coroutine: Coroutine[float, None, None] | None = None
+        self._until = math.inf
+        self._is_awake = False
+        self._is_over = False
+        self._rung = False
+        self._error: Exception | None = None
+        self._task_bell = Doorbell()
+        self._alarm: trio.CancelScope | None = None
+
+    def ring(self) -> None:
+        """There is news: resume it, or begin it.  When it has ended this means nothing."""
+        if self._is_awake:
+            self._rung = True
+        elif self._until != SOON and not self._is_over:
+            self._resume()
+            self._tell_task()
+
+    def _resume(self) -> None:
+        """Let it run until it rests, ends, or raises."""
+        if self._coroutine is None:
+            self._coroutine = self._begin()
+        self._is_awake = True
+        try:
+            self._until = self._coroutine.send(None)
+        except StopIteration:
+            self._is_over = True
+        except Exception as error:
+            self._is_over = True
+            self._error = error
+        self._is_awake = False
+        if self._rung:
+            self._rung = False
+            self._until = SOON
+
+    def _tell_task(self) -> None:
+        """Wake the task if it has something to do; a later time to rest until it finds out by itself."""
+        if self._alarm is None:
+            return
+        if self._is_over or self._until == SOON:
+            self._task_bell.ring()
+        elif self._until < self._alarm.deadline:
+            self._alarm.deadline = self._until
+
+    async def run(self) -> None:
+        """Begin, if nobody has rung yet; return when it has ended, or raise what it raised."""
+        try:
+            if self._coroutine is None:
+                self._resume()
+            while not self._is_over:
+                if self._until == SOON:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    with trio.CancelScope(deadline=self._until) as self._alarm:
+                        await self._task_bell.wait()
+                    self._alarm = None
+                    if self._is_over or trio.current_time() < self._until:
+                        continue
+                self._resume()
+        finally:
+            self._is_over = True
+            if self._coroutine is not None:
+                self._coroutine.close()
+        if self._error is not None:
+            error, self._error = self._error, None  # no cycle through its traceback
+            raise error
