@@ -42,7 +42,7 @@ LINGER_S = 0.001
 LINGER_MOST_S = 0.003
 """Then it is Trio's turn: its tasks that wait for something to read are kept waiting for little longer than this."""
 
-SPIN_S = 0.0001
+SPIN_S = 0.0002
 """Answers of a peer on this machine, or near it, take less."""
 
 BULK_BYTES = 8192

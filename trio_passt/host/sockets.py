@@ -41,6 +41,19 @@ def start_tcp_connection(peer: Endpoint) -> socket.socket:
     return sock
 
 
+def is_connected(sock: socket.socket, peer: Endpoint) -> bool:
+    """Whether a connection that was started is there already: a peer on this machine has answered by now.
+
+    Raises the OSError of one that has failed (connect(2): asking for the same connection again tells).
+    """
+    number = sock.connect_ex(peer.sockaddr())
+    if number in (errno.EALREADY, errno.EINPROGRESS):
+        return False
+    if number not in (0, errno.EISCONN):
+        raise OSError(number, os.strerror(number))
+    return True
+
+
 def prepare_tcp(sock: socket.socket) -> None:
     """Options of every TCP socket that carries a flow.
 

@@ -48,6 +48,9 @@ SOCKET_BUFFER_BYTES = 1024 * 1024
 IOV_MAX = 1024
 """Parts that one `sendmsg` takes (sysconf(_SC_IOV_MAX) on Linux)."""
 
+ROOM_KNOWN_BYTES = 512 * 1024
+"""While there is known to be more room than this, the kernel is not asked how much."""
+
 SMALL_FRAME_BYTES = 128
 """Frames up to this size, with their prefix, are worth gathering: those with little data or none."""
 
@@ -64,6 +67,7 @@ class StreamLink:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             _raise_buffer(sock, option)
         self._send_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._room_bytes = 0
         self._socket = sock
         self._closed: str | None = None
         self._buffer = bytearray(READ_BYTES + PREFIX_BYTES + MAX_FRAME_BYTES)
@@ -157,11 +161,13 @@ class StreamLink:
 
     @property
     def room_bytes(self) -> int:
-        """What is left of the send buffer, if the kernel's overhead is as large as what it is for (unix(7), SIOCOUTQ)."""
+        """What is left of the send buffer (unix(7), SIOCOUTQ), or less; the kernel counts overhead, too."""
         if self._full or self._closed is not None:
             return 0
-        queued = int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
-        return self._send_buffer_bytes - queued
+        if self._room_bytes < ROOM_KNOWN_BYTES:
+            queued = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0\0\0\0")
+            self._room_bytes = self._send_buffer_bytes - int.from_bytes(queued, sys.byteorder)
+        return self._room_bytes
 
     @property
     def waiting(self) -> int:
@@ -228,6 +234,7 @@ class StreamLink:
             pass
         except OSError as error:
             self._mark_closed(_reason(error))
+        self._room_bytes -= 2 * written
         return written
 
     def _finish_rest(self) -> None:

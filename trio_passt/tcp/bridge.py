@@ -109,13 +109,12 @@ class Bridge:
     def heeds(self, mask: int) -> bool:
         """Whether a turn is worth taking for an event of the host socket now; if not, the next one is soon enough.
 
-        A flow that waits for the link is called when there is room, and takes what has come by then.
+        A flow that waits for the link is called when there is room, and takes what has come by then; and that there is
+        room in the send buffer matters to who waits for it.
         """
-        return not (
-            self._output.waits_for_link
-            and mask & ~(readiness.READABLE | readiness.WRITABLE) == 0
-            and not self.from_guest.pending_bytes
-        )
+        if mask & ~(readiness.READABLE | readiness.WRITABLE) or self.from_guest.pending_bytes:
+            return True
+        return bool(mask & readiness.READABLE) and not self._output.waits_for_link
 
     def _host_failed(self, error: OSError, now: float) -> None:
         """Reset, most likely.  What came before is still in the receive queue, and the guest's (see `send`)."""

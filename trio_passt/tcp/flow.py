@@ -191,11 +191,12 @@ class TcpFlow:
             first = guest_syn = await self._shake_hands(tcp.SYN, None)
         session, now = self._session, trio.current_time()
         terms = handshake.terms(guest_syn.options, session.network.link_mtu_bytes, len(self.key.remote))
-        use_peek_offset = has_peek_offset(host.family)
+        receive_queue = ReceiveQueue(host, session.scratch, use_peek_offset=has_peek_offset(host.family))
+        receive_queue.readable = False  # an event says so, or has said so
         bridge = Bridge(
             self._output,
             host,
-            ReceiveQueue(host, session.scratch, use_peek_offset=use_peek_offset),
+            receive_queue,
             FromGuest(guest_syn.seq, terms.own_scale, MAX_WINDOW_FIELD),
             ToGuest(self._initial_seq, terms.mss, terms.guest_scale, first),
             now,
@@ -212,6 +213,8 @@ class TcpFlow:
         assert self._destination is not None
         host = self._host = self._start_connection(self._destination)
         self._watch(host)
+        if sockets.is_connected(host, self._destination):
+            return host
         deadline = trio.current_time() + timeouts.CONNECT_S
         while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
             await rest(deadline)
@@ -309,8 +312,9 @@ class TcpFlow:
         self._session.readiness.watch(host.fileno(), self._on_host_event, events=HOST_EVENTS)
 
     def _on_host_event(self, mask: int) -> None:
+        is_news = mask & ~self._host_events if self._bridge is None else self._bridge.heeds(mask)
         self._host_events |= mask
-        if self._bridge is None or self._bridge.heeds(mask):
+        if is_news:
             self._life.ring()
 
     # -- ends ----------------------------------------------------------------------------------------------------------

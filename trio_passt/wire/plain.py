@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-Nearly every frame of a busy guest is TCP in a whole IP packet, without options, with ACK and perhaps PSH.  Such a frame
+Nearly every frame of a busy guest is TCP in a whole IP packet, without options, with ACK and perhaps PSH or FIN.  Such a frame
 has its fields at fixed places, so one `unpack` reads them all, and two sums verify the checksums.  It is what Van
 Jacobson's header prediction is to a kernel: not another protocol, only a shorter way for what is expected.
 
@@ -16,7 +16,7 @@ from trio_passt.wire import tcp
 from trio_passt.wire.checksum import NUMPY_FROM_BYTES, sum_of
 from trio_passt.wire.ethernet import EtherType
 from trio_passt.wire.ip import IPProtocol
-from trio_passt.wire.tcp import ACK, PSH, TcpSegment
+from trio_passt.wire.tcp import ACK, FIN, PSH, TcpSegment
 
 Ends = tuple[bytes, int, bytes, int]
 """Packed source address, source port, packed destination address, destination port."""
@@ -31,6 +31,7 @@ _ETHERTYPE_IPV4 = int(EtherType.IPV4)
 _ETHERTYPE_IPV6 = int(EtherType.IPV6)
 _NO_OPTIONS = tcp.HEADER_BYTES << 2
 _OFFSET_AND_MORE_FRAGMENTS = 0x3FFF
+_PSH_AND_FIN = PSH | FIN
 
 
 def parse(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
@@ -50,7 +51,7 @@ def _parse_ipv4(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
     if (
         protocol != _TCP
         or offset != _NO_OPTIONS
-        or flags & ~PSH != ACK
+        or flags & ~_PSH_AND_FIN != ACK
         or start >> 8 != 0x45
         or fragment & _OFFSET_AND_MORE_FRAGMENTS
         or not _IPV4.size <= stop <= len(frame)
@@ -70,7 +71,7 @@ def _parse_ipv6(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
     if (
         protocol != _TCP
         or offset != _NO_OPTIONS
-        or flags & ~PSH != ACK
+        or flags & ~_PSH_AND_FIN != ACK
         or start >> 4 != 6
         or ethertype != _ETHERTYPE_IPV6
         or not _IPV6.size <= stop <= len(frame)

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from ipaddress import ip_address
 
 import pytest
@@ -49,3 +50,31 @@ def test_reset_of_a_socket_that_is_closed_already() -> None:
     sock = socket.socket()
     sock.close()
     sockets.reset(sock)
+
+
+def test_connection_to_this_machine_is_there_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = Endpoint(ip_address("127.0.0.1").packed, server.getsockname()[1])
+        with sockets.start_tcp_connection(endpoint) as sock:
+            assert sockets.is_connected(sock, endpoint)
+            assert sockets.is_connected(sock, endpoint), "asked again"
+
+
+def test_connection_that_nobody_answers_yet() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as others:
+        endpoint = Endpoint(ip_address("127.0.0.1").packed, server.getsockname()[1])
+        for _ in range(5):  # the kernel takes one or two beyond the backlog, then it ignores SYNs
+            sock = others.enter_context(sockets.start_tcp_connection(endpoint))
+        assert not sockets.is_connected(sock, endpoint)
+        assert sockets.pending_error(sock) is None, "to ask does no harm"
+
+
+def test_connection_that_was_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = Endpoint(ip_address("127.0.0.1").packed, server.getsockname()[1])
+    with (
+        socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock,
+        pytest.raises(ConnectionRefusedError, match="refused"),
+    ):
+        sock.connect_ex(endpoint.sockaddr())
+        sockets.is_connected(sock, endpoint)

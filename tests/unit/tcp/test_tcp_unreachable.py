@@ -37,6 +37,7 @@ def fail_at_once(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 def fail_later(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """An ICMP error comes while the kernel tries."""
+    monkeypatch.setattr(sockets, "is_connected", lambda _sock, _peer: False)
     monkeypatch.setattr(sockets, "pending_error", lambda _sock: OSError(number, os.strerror(number)))
 
 

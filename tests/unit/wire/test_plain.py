@@ -114,7 +114,7 @@ made = st.builds(
     version=st.sampled_from([4, 6]),
     seq=numbers,
     ack=numbers,
-    flags=st.sampled_from([ACK, ACK | PSH]),
+    flags=st.sampled_from([ACK, ACK | PSH, ACK | FIN, ACK | PSH | FIN]),
     window=st.integers(0, 65535),
     payload=payloads,
     traffic_class=st.integers(0, 255),
@@ -141,11 +141,11 @@ def test_plain_segments_are_found(what: Made) -> None:
 def test_flags_other_than_ack_and_psh_are_for_the_layers(what: Made, flags: int) -> None:
     """ECN's bits (RFC 3168 section 6.1) among them."""
     found = check(evolve(what, flags=flags).frame)
-    assert (found is not None) == (flags & ~PSH == ACK)
+    assert (found is not None) == (flags & ~(PSH | FIN) == ACK)
 
 
 @pytest.mark.parametrize(
-    "flags", [0, SYN, SYN | ACK, FIN | ACK, RST, RST | ACK, URG | ACK, PSH, ACK | 0x40, ACK | 0x80]
+    "flags", [0, SYN, SYN | ACK, FIN, FIN | PSH, RST, RST | ACK, URG | ACK, PSH, ACK | 0x40, ACK | 0x80]
 )
 @versions
 def test_flags_by_name(version: int, flags: int) -> None:
