@@ -46,18 +46,27 @@ def integration(session: nox.Session) -> None:
     session.run("pytest", "-p", "no:cacheprovider", *(session.posargs or ["tests/integration"]))
 
 
+@nox.session
+def compiled(session: nox.Session) -> None:
+    """The compiled build: connections of the kernel's own stack and of QEMU, a smoke test of the benchmark. Needs root."""
+    _install_compiled(session, "test,bench")
+    tests = [f"tests/integration/test_{name}.py" for name in ("kernel_guest", "lossy_link", "tcp", "forward")]
+    session.run("pytest", "-p", "no:cacheprovider", *tests)
+    session.run("python", "-m", "tests.bench", "--short", "--output", session.create_tmp())
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Speed beside passt and slirp4netns, for a quarter of an hour, into docs/. Needs root. See -- --help."""
-    session.install(".[bench]")
+    _install_compiled(session, "bench")
     session.run("python", "-m", "tests.bench", *session.posargs)
 
 
-@nox.session
-def bench_short(session: nox.Session) -> None:
-    """A smoke test of the benchmark, in half a minute. Needs root."""
-    session.install(".[bench]")
-    session.run("python", "-m", "tests.bench", "--short", "--output", session.create_tmp())
+def _install_compiled(session: nox.Session, extras: str) -> None:
+    """With the modules that every frame passes compiled by mypyc; what the build makes does not stay in the checkout."""
+    settings = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "1", "HATCH_BUILD_CLEAN_HOOKS_AFTER": "1"}
+    session.install(f".[{extras}]", env=settings)
+    session.run("python", "-P", "-c", "import sys, trio_passt.tcp.seq as it; sys.exit(it.__file__.endswith('.py'))")
 
 
 @nox.session

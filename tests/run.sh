@@ -37,6 +37,8 @@ missing() {
 	tshark tshark
 	COMMANDS
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    echo '#include <Python.h>' | gcc "-I$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+        -E -o /dev/null - 2>/dev/null || echo python3-dev
     echo '#include <linux/if_tun.h>' | gcc -E -o /dev/null - 2>/dev/null || echo libc6-dev
 }
 

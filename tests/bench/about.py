@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -55,10 +56,12 @@ def _cpu_model(cpuinfo: str) -> str:
 
 
 def _version(name: str) -> str:
-    """Debian's version of a package; of ours, also the commit."""
+    """Debian's version of a package; of ours, also the commit, and whether it is compiled."""
     if name == OURS:
         commit = _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
-        return f"{metadata.version(OURS)} ({commit or 'not from git'})"
+        module = _output(sys.executable, "-P", "-c", "import trio_passt.tcp.seq as it; print(it.__file__)")
+        build = "compiled" if module.endswith(".so") else "not compiled"
+        return f"{metadata.version(OURS)} ({commit or 'not from git'}, {build})"
     return _output("dpkg-query", "--show", "--showformat=${Version}", name) or "(not a Debian package)"
 
 
