@@ -48,7 +48,7 @@ def integration(session: nox.Session) -> None:
 
 @nox.session
 def compiled(session: nox.Session) -> None:
-    """The compiled build: connections of the kernel's own stack and of QEMU, a smoke test of the benchmark. Needs root."""
+    """The compiled build: connections of the kernel's stack and of QEMU, a smoke test of the benchmark. Needs root."""
     _install_compiled(session, "test,bench")
     tests = [f"tests/integration/test_{name}.py" for name in ("kernel_guest", "lossy_link", "tcp", "forward")]
     session.run("pytest", "-p", "no:cacheprovider", *tests)
@@ -63,7 +63,7 @@ def bench(session: nox.Session) -> None:
 
 
 def _install_compiled(session: nox.Session, extras: str) -> None:
-    """With the modules that every frame passes compiled by mypyc; what the build makes does not stay in the checkout."""
+    """With the modules that every frame passes compiled by mypyc; what the build makes leaves the checkout again."""
     settings = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "1", "HATCH_BUILD_CLEAN_HOOKS_AFTER": "1"}
     session.install(f".[{extras}]", env=settings)
     session.run("python", "-P", "-c", "import sys, trio_passt.tcp.seq as it; sys.exit(it.__file__.endswith('.py'))")

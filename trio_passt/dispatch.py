@@ -122,13 +122,21 @@ class Dispatcher:
         return True
 
     def _take_joined(self, run: JoinedSegments) -> None:
-        if not (self._network.ipv4 if len(run.source) == 4 else self._network.ipv6):
+        source, _, destination, _ = run.ends
+        flow = self.tcp.get(run.ends)
+        if flow is not None and run.mac == self._session.guest.mac:
+            self._session.guest.learn_address(source)
+            for _ in range(1 + run.duplicates):
+                flow.deliver(run.segment)
+            self._to_wake[flow] = None
+            return
+        if not (self._network.ipv4 if len(source) == 4 else self._network.ipv6):
             self._drops["address family is off"] += run.frames
             return
-        self._session.guest.learn_mac(run.ethernet.source)
-        self._session.guest.learn_address(run.source)
+        self._session.guest.learn_mac(run.mac)
+        self._session.guest.learn_address(source)
         for _ in range(1 + run.duplicates):
-            self._take_segment(run.source, run.destination, run.segment)
+            self._take_segment(source, destination, run.segment)
 
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv4.parse(packet)

@@ -16,8 +16,8 @@ PREFERENCES = ("ip.check_checksum", "tcp.check_checksum", "udp.check_checksum")
 OUR_PROTOCOLS = frozenset(
     {"frame", "eth", "ethertype", "arp", "ip", "ipv6", "icmp", "icmpv6", "igmp", "tcp", "udp", "dhcp", "dhcpv6", "data"}
 )
-"""What the daemon itself speaks. No other dissector is to look: what a test sends through a connection is only bytes, but
-if its port happens to be IRC's (any ephemeral port is somebody's), Wireshark finds it malformed."""
+"""What the daemon itself speaks. No other dissector is to look: what a test sends through a connection is only bytes,
+but if its port happens to be IRC's (any ephemeral port is somebody's), Wireshark finds it malformed."""
 
 
 @dataclass

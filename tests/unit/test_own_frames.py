@@ -103,7 +103,7 @@ async def test_frames_are_dispatched_as_they_come() -> None:
 async def test_more_than_one_read_brings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one read leaves behind makes the descriptor readable still."""
     async with scene() as stage:
-        monkeypatch.setattr(stage.link, "_view", stage.link._view[:200])
+        monkeypatch.setattr(stage.link, "_buffer", bytearray(200))
         frames = [frame(number) for number in range(100)]
         stage.sends(*frames)
         await stage.expects(*frames)

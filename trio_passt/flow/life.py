@@ -2,16 +2,16 @@
 
 Theory of operation
 -------------------
-What a TCP connection does is told in order, as a coroutine: connect, shake hands, pass data on, close.  It waits for one
-thing only, at `rest`: for the next ring, or for a time to come.  To have it wait as a task of Trio's would cost a round
-through the scheduler for each segment and each event of a socket, more than all the work that a small segment makes.  So
-whoever rings resumes it on the spot, with a plain function call, and it runs until it rests again.  A batch from the
-guest, or the events of the host's sockets, are worked off without a single switch of tasks; the first thing that a new
-connection does is done before its task has even begun.
+What a TCP connection does is told in order, as a coroutine: connect, shake hands, pass data on, close.  It waits for
+one thing only, at `rest`: for the next ring, or for a time to come.  To have it wait as a task of Trio's would cost a
+round through the scheduler for each segment and each event of a socket, more than all the work that a small segment
+makes.  So whoever rings resumes it on the spot, with a plain function call, and it runs until it rests again.  A batch
+from the guest, or the events of the host's sockets, are worked off without a single switch of tasks; the first thing
+that a new connection does is done before its task has even begun.
 
 The task is the one that the flow's nursery knows: it wakes when the time comes that the life rests until, when the life
-wants to go on after everybody else's turn, and when it has ended or raised.  How a flow ends is the task's own business;
-if the task is cancelled, the life is closed, and its `finally` clauses run.
+wants to go on after everybody else's turn, and when it has ended or raised.  What follows the end is the task's own
+business; if the task is cancelled, the life is closed, and its `finally` clauses run.
 
 No life is ever resumed from inside itself: a ring meanwhile is remembered, and it goes on soon.
 """

@@ -13,8 +13,8 @@ brings about may be met so much later.
 
 To be woken by the kernel costs time, too, and caches that another process has filled meanwhile.  So where the last
 answer came within `SPIN_S`, the next one is polled for as long, on a machine with more than one processor, before the
-kernel is asked to wake us.  One that does not come in time ends this until answers are quick again: no more than that is
-spent in vain.  It is not done for bulk data, whose batches had better grow while others have the processor.
+kernel is asked to wake us.  One that does not come in time ends this until answers are quick again: no more than that
+is spent in vain.  It is not done for bulk data, whose batches had better grow while others have the processor.
 """
 
 import logging
@@ -138,9 +138,7 @@ class Readiness:
                 if self._deliver(0):
                     return True
             self._spins = False
-        if until - since < LINGER_S or not self._deliver(LINGER_S):
-            return False
-        return True
+        return until - since >= LINGER_S and self._deliver(LINGER_S)
 
     def _deliver(self, timeout_s: float) -> bool:
         """Fetch the events, waiting for so long, and call back; false if there were none."""

@@ -11,8 +11,8 @@ from trio_passt.host import sockets
 from trio_passt.wire.checksum import Buffer
 
 LOOK_AGAIN_BYTES = 16 * 1024
-"""Room is asked for again after so many bytes were written, or a quarter of the room there was, whichever is more; until
-then it is taken to be less by what was written."""
+"""Room is asked for again after so many bytes were written, or a quarter of the room there was, whichever is more;
+until then it is taken to be less by what was written."""
 
 ROUND_TRIP_GOOD_FOR_S = 0.1
 

@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-Reading.  One `recv_into` of up to 512 KiB goes to a buffer that is allocated once, behind the incomplete
-frame that the last read ended with; the complete frames are then copied out as one immutable `bytes`, the
-batch.  That copy is the cheap way: `recv(512 KiB)` maps and unmaps its memory each time, which costs 20 µs
-for the smallest frame and 100 µs more than the copy for 200 KB.
+Reading.  One `recv_into` of up to `READ_BYTES` goes to a buffer, behind the incomplete frame that the last read ended
+with; the complete frames there are the batch, without being copied.  Nearly always all views of them are gone by the
+time of the next read, and the buffer is used again: its reference count tells.  Where somebody still holds one, the
+next read gets a new buffer, and the old one lives for as long as its views do.
 
 Writing.  One `sendmsg` for all runs.  A short write may end inside a frame; the rest of *that* frame is
 copied, and until it is written nothing else is: an ACK slipped in between would end the guest's connection.
@@ -42,6 +42,8 @@ from trio_passt.wire.frames import MAX_FRAME_BYTES, PREFIX_BYTES, Capabilities, 
 READ_BYTES = 512 * 1024
 """Asked for in one read; a UNIX socket with the kernel's default buffers holds about 200 KB."""
 
+BUFFER_BYTES = READ_BYTES + PREFIX_BYTES + MAX_FRAME_BYTES
+
 SOCKET_BUFFER_BYTES = 1024 * 1024
 """Wished for; the kernel gives an unprivileged process no more than net.core.wmem_max."""
 
@@ -70,8 +72,9 @@ class StreamLink:
         self._room_bytes = 0
         self._socket = sock
         self._closed: str | None = None
-        self._buffer = bytearray(READ_BYTES + PREFIX_BYTES + MAX_FRAME_BYTES)
-        self._view = memoryview(self._buffer)
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._references_without_views = sys.getrefcount(self._buffer)
+        self._begin = 0
         self._filled = 0
         self._rest: Buffer = b""
         self._gathered: list[bytes] = []
@@ -111,40 +114,47 @@ class StreamLink:
             self._read()
         bounds = self._complete_frames()
         batch = self._take_batch(bounds) if bounds else None
-        if self._filled:
+        if self._begin < self._filled:
             self._look_at_the_rest()
         return batch
 
     def _look_at_the_rest(self) -> None:
         """A frame that can't be one ends the link now, since nothing more need come: its descriptor tells."""
         try:
-            framing.split(self._buffer, self._filled)
+            framing.split(memoryview(self._buffer)[self._begin : self._filled], self._filled - self._begin)
         except MalformedPacket as problem:
             self._mark_closed(f"the guest broke the framing: {problem}")
 
     def _complete_frames(self) -> framing.Bounds:
         if self._closed is not None:
             raise LinkClosed(self._closed)
+        self._make_ready()
         try:
             return framing.split(self._buffer, self._filled)
         except MalformedPacket as problem:
             raise LinkClosed(f"the guest broke the framing: {problem}") from problem
 
     def _take_batch(self, bounds: framing.Bounds) -> FrameBatch:
-        end = bounds[-1][1]
-        batch = FrameBatch(bytes(self._view[:end]), bounds)
-        left = self._filled - end
-        if left:
-            self._view[:left] = self._view[end : self._filled]
-        self._filled = left
-        return batch
+        self._begin = bounds[-1][1]
+        return FrameBatch(memoryview(self._buffer).toreadonly()[: self._begin], bounds)
+
+    def _make_ready(self) -> None:
+        """What came after the last batch to the front: of the same buffer, or of a new one if that batch is held."""
+        begin = self._begin
+        if begin:
+            rest = self._buffer[begin : self._filled]
+            if sys.getrefcount(self._buffer) > self._references_without_views:
+                self._buffer = bytearray(BUFFER_BYTES)
+            self._buffer[: len(rest)] = rest
+            self._begin, self._filled = 0, len(rest)
 
     def _read(self) -> None:
         """Read once."""
         if self._closed is not None:
             raise LinkClosed(self._closed)
+        self._make_ready()
         try:
-            count = self._socket.recv_into(self._view[self._filled :])
+            count = self._socket.recv_into(memoryview(self._buffer)[self._filled :])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

@@ -201,12 +201,10 @@ class Bridge:
     def write_to_host(self, now: float) -> None:
         """Give the host socket what the guest sent, and after its FIN shut it down for writing."""
         from_guest, queue = self.from_guest, self._send_queue
-        if self._failure is not None:
-            return
         try:
-            while queue.writable and from_guest.pending_bytes:
+            while self._failure is None and queue.writable and from_guest.pending_bytes:
                 from_guest.delivered(queue.write(from_guest.pending(PIECES_PER_WRITE)))
-            if from_guest.state is FromGuestState.RECEIVED and not from_guest.pending_bytes:
+            if self._failure is None and from_guest.state is FromGuestState.RECEIVED and not from_guest.pending_bytes:
                 queue.shut_down()
                 from_guest.host_shut_down()
         except OSError as error:

@@ -41,7 +41,7 @@ class Receipt(Enum):
 class FromGuest:
     """The receiving half of the synthetic endpoint; finished when `state` is ACKNOWLEDGED."""
 
-    __slots__ = ("_pending", "_scale", "acknowledged", "next", "pending_bytes", "state", "window")
+    __slots__ = ("_borrowed", "_pending", "_scale", "acknowledged", "next", "pending_bytes", "state", "window")
 
     def __init__(self, initial_seq: int, window_scale: int, first_window: int) -> None:
         """`initial_seq` is that of the guest's SYN, `first_window` the (unscaled) window of our own SYN."""
@@ -50,6 +50,7 @@ class FromGuest:
         self.state = FromGuestState.OPEN
         self.pending_bytes = 0
         self._pending: deque[Buffer] = deque()
+        self._borrowed = 0
         self._scale = window_scale
         self.window = first_window
         """How much the guest may still send, in bytes: from `next` to the right edge."""
@@ -69,28 +70,29 @@ class FromGuest:
 
     def receive(self, segment: TcpSegment) -> Receipt:
         """Take the part of an acceptable segment that is new and in the window."""
-        payload: Buffer = segment.payload
+        pieces: tuple[Buffer, ...] = (segment.payload, *segment.more)
+        count = segment.payload_bytes
         has_fin = bool(segment.flags & tcp.FIN)
-        if not payload and not has_fin:
+        if not count and not has_fin:
             return Receipt.NOTHING_NEW
         start = seq.distance(self.next, segment.seq)
         if start > 0:
             return Receipt.OUT_OF_ORDER
         if self.state is not FromGuestState.OPEN:
             return Receipt.NOTHING_NEW
-        if start < 0:
-            payload = payload[-start:]
-            has_fin = has_fin and -start <= len(segment.payload)
-        if len(payload) > self.window:
-            payload, has_fin = payload[: self.window], False
-        if payload:
-            self._pending.append(payload)
-            self.pending_bytes += len(payload)
-            self._advance(len(payload))
+        if start < 0 or count > self.window:
+            has_fin = has_fin and 0 <= start + count <= self.window
+            pieces = (b"".join(pieces)[-start:][: self.window],)
+            count = len(pieces[0])
+        if count:
+            self._pending.extend(pieces)
+            self._borrowed += len(pieces)
+            self.pending_bytes += count
+            self._advance(count)
         if has_fin:
             self._advance(1)
             self.state = FROM_GUEST_TABLE[self.state, Event.GUEST_FIN]
-        return Receipt.IN_ORDER if payload or has_fin else Receipt.NOTHING_NEW
+        return Receipt.IN_ORDER if count or has_fin else Receipt.NOTHING_NEW
 
     def _advance(self, count: int) -> None:
         self.next = seq.add(self.next, count)
@@ -111,15 +113,17 @@ class FromGuest:
             count -= len(piece)
 
     def keep_pending(self) -> None:
-        """Copy what stays pending, so that a few bytes do not hold the memory of the batch that they came in.
+        """Copy what stays pending, since the memory of the batch that it came in is used again.
 
         What was copied before stays as it is; what is new becomes one piece.
         """
-        new: deque[Buffer] = deque()
-        while self._pending and isinstance(self._pending[-1], memoryview):
-            new.appendleft(self._pending.pop())
+        if not self._borrowed:
+            return
+        pending = self._pending
+        new = [pending.pop() for _ in range(min(self._borrowed, len(pending)))]
+        self._borrowed = 0
         if new:
-            self._pending.append(b"".join(new))
+            pending.append(b"".join(reversed(new)))
 
     def host_shut_down(self) -> None:
         """The host socket was shut down for writing, after the guest's FIN and all its data."""

@@ -75,13 +75,14 @@ def single(*frame_parts: Buffer, offload: Offload | None = None) -> FrameRun:
 
 @frozen(eq=False)
 class FrameBatch:
-    """Frames that arrived together: `bounds` are (start, end) offsets of the frames in the immutable `data`.
+    """Frames that arrived together: `bounds` are (start, end) offsets of the frames in `data`.
 
-    Views of `data` may be kept as long as they are needed.  `offloads`, if given, says for each frame what its sender
-    left to the link (a checksum not filled in, segments not cut).
+    Views of `data` may be kept as long as they are needed, and do not change meanwhile.  But what is kept for
+    longer than a moment is better copied: a view holds the memory of the whole batch.  `offloads`, if given, says
+    for each frame what its sender left to the link (a checksum not filled in, segments not cut).
     """
 
-    data: bytes
+    data: bytes | memoryview
     bounds: list[tuple[int, int]]
     offloads: list[Offload | None] | None = field(default=None)
 

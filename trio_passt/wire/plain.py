@@ -2,9 +2,9 @@
 
 Theory of operation
 -------------------
-Nearly every frame of a busy guest is TCP in a whole IP packet, without options, with ACK and perhaps PSH or FIN.  Such a frame
-has its fields at fixed places, so one `unpack` reads them all, and two sums verify the checksums.  It is what Van
-Jacobson's header prediction is to a kernel: not another protocol, only a shorter way for what is expected.
+Nearly every frame of a busy guest is TCP in a whole IP packet, without options, with ACK and perhaps PSH or FIN.  Such
+a frame has its fields at fixed places, so one `unpack` reads them all, and two sums verify the checksums.  It is what
+Van Jacobson's header prediction is to a kernel: not another protocol, only a shorter way for what is expected.
 
 Whatever is not plain, or not right, is left to the parsers of each layer, which also say what is wrong with it; where
 `parse` finds a segment, they find the same (the tests compare them).

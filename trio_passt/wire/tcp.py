@@ -44,8 +44,8 @@ class TcpSegment(NamedTuple):
     """One segment.  `flags` is a mask of `FIN` ... `URG`; `window` is the field as sent, not scaled.
 
     `options` are read from segments with SYN only: no other segment has any that mean something here.  The payload is a
-    view of the batch it came in; `frames` says in how many frames it came (`wire.coalesce`).  It is a tuple because one
-    is made for every frame.
+    view of the batch it came in, and if it is not empty, `more` are further pieces that follow.  `frames` says in how
+    many frames it came (`wire.coalesce`).  It is a tuple because one is made for every frame.
     """
 
     source_port: int
@@ -57,15 +57,21 @@ class TcpSegment(NamedTuple):
     payload: Buffer = b""
     options: TcpOptions = NO_OPTIONS
     frames: int = 1
+    more: tuple[memoryview, ...] = ()
+
+    @property
+    def payload_bytes(self) -> int:
+        """The length of the payload, all its pieces together."""
+        return len(self.payload) + sum(map(len, self.more)) if self.more else len(self.payload)
 
     @property
     def sequence_length(self) -> int:
         """What the segment occupies of the sequence space (SEG.LEN): SYN and FIN count as one each."""
-        return len(self.payload) + (self.flags & SYN) // SYN + (self.flags & FIN)
+        return self.payload_bytes + (self.flags & SYN) // SYN + (self.flags & FIN)
 
     def __str__(self) -> str:
         names = [name for bit, name in _FLAG_NAMES if self.flags & bit]
-        return f"{'|'.join(names) or 'none'} seq={self.seq} ack={self.ack} win={self.window} len={len(self.payload)}"
+        return f"{'|'.join(names) or 'none'} seq={self.seq} ack={self.ack} win={self.window} len={self.payload_bytes}"
 
 
 _FLAG_NAMES = ((SYN, "SYN"), (FIN, "FIN"), (RST, "RST"), (PSH, "PSH"), (ACK, "ACK"), (URG, "URG"))
@@ -142,7 +148,7 @@ def emit(source: bytes, destination: bytes, segment: TcpSegment) -> bytes:
         0,
         0,
     )
-    packet = header + options + segment.payload
+    packet = b"".join((header, options, segment.payload, *segment.more))
     pseudo = checksum.pseudo_header_sum(source, destination, IPProtocol.TCP, len(packet))
     field = checksum.finish(pseudo + checksum.sum_of(packet))
     return packet[:16] + field.to_bytes(2, "big") + packet[18:]

@@ -1,4 +1,4 @@
-"""`Life`: resumed on the spot by whoever rings, and by its task when its time comes, at its end, and after others' turns."""
+"""`Life`: resumed on the spot by whoever rings, and by its task when its time comes, and after others' turns."""
 
 import math
 from collections.abc import Callable

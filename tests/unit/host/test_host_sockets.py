@@ -72,9 +72,7 @@ def test_connection_that_nobody_answers_yet() -> None:
 def test_connection_that_was_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = Endpoint(ip_address("127.0.0.1").packed, server.getsockname()[1])
-    with (
-        socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock,
-        pytest.raises(ConnectionRefusedError, match="refused"),
-    ):
+    with socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
         sock.connect_ex(endpoint.sockaddr())
-        sockets.is_connected(sock, endpoint)
+        with pytest.raises(ConnectionRefusedError, match="refused"):
+            sockets.is_connected(sock, endpoint)

@@ -325,3 +325,54 @@ async def test_more_than_one_look_is_needed_for_more_than_one_buffer() -> None:
         got += map(bytes, link.receive_now() or ())
     assert got == frames
     link.close()
+
+
+async def test_memory_of_a_batch_is_used_again_when_nobody_looks_at_it_any_more() -> None:
+    link, guest = connected()
+    used: set[int] = set()
+    for number in range(10):
+        guest.send([frame_of(number), frame_of(number + 1)])
+        batch = await link.receive_batch()
+        assert list(batch) == [frame_of(number), frame_of(number + 1)]
+        used.add(id(memoryview(batch.data).obj))
+        del batch
+    assert len(used) == 1
+
+
+async def test_what_somebody_looks_at_does_not_change() -> None:
+    """Whatever else comes: whole batches, and the part of a frame that was there already."""
+    link, guest = connected()
+    held: list[memoryview] = []
+    stream = b"".join(framing.join([frame_of(number, 14 + number)]).data for number in range(200))
+    for start in range(0, len(stream), 130):  # frames of 14 to 213 bytes: most are cut
+        guest.send_bytes(stream[start : start + 130])
+        batch = link.receive_now()
+        if batch is not None and len(held) % 3 != 2:
+            held += batch
+        elif batch is not None:
+            held += map(memoryview, map(bytes, batch))
+        del batch
+    assert held == [frame_of(number, 14 + number) for number in range(200)]
+
+
+async def test_room_is_what_the_kernel_says() -> None:
+    link, guest = connected(send_buffer=1 << 20)
+    link = StreamLink(link._socket)  # which asks for the size of its buffer
+    whole = link.room_bytes
+    assert whole >= 200_000
+    sent = 0
+    while not link.is_full:
+        before = link.room_bytes
+        assert before > 0 or sent > whole // 4
+        sent += 1500 * link.send([single(bytes(1496))])
+    assert link.room_bytes == 0
+    assert whole // 4 < sent <= whole
+    while guest.receive():
+        pass
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        called = trio.Event()
+        link.when_ready(called.set)
+        await called.wait()
+        nursery.cancel_scope.cancel()
+    assert link.room_bytes == whole

@@ -24,6 +24,12 @@ def segment(at: int, payload: bytes = b"", flags: int = ACK) -> TcpSegment:
     return TcpSegment(1, 2, seq.add(START, at), 0, flags, 0, payload)
 
 
+def in_pieces(at: int, *pieces: bytes, flags: int = ACK) -> TcpSegment:
+    """The same, as large frames that go on with one another come (`wire.coalesce`)."""
+    views = [memoryview(piece) for piece in pieces]
+    return segment(at, b"", flags)._replace(payload=views[0], more=tuple(views[1:]), frames=len(views))
+
+
 def state_of(guest_half: FromGuest) -> FromGuestState:
     return guest_half.state
 
@@ -154,6 +160,80 @@ def test_window_field_has_16_bits() -> None:
     assert half(scale=7).window_after(1279, START) == 9
 
 
+def test_pieces_in_order_stay_pieces() -> None:
+    guest_half = half()
+    received = in_pieces(0, b"ab", b"cde", b"f")
+    assert guest_half.receive(received) is Receipt.IN_ORDER
+    assert guest_half.receive(segment(6, b"gh", ACK | FIN)) is Receipt.IN_ORDER
+    assert guest_half.pending(10) == [b"ab", b"cde", b"f", b"gh"]
+    assert all(
+        ours is theirs for ours, theirs in zip(guest_half.pending(3), (received.payload, *received.more), strict=True)
+    )
+    assert guest_half.pending_bytes == 8
+    assert guest_half.window == 1000 - 9
+    guest_half.delivered(3)
+    assert guest_half.pending(2) == [b"de", b"f"]
+    assert guest_half.pending_bytes == 5
+    assert state_of(guest_half) is FromGuestState.RECEIVED
+
+
+@pytest.mark.parametrize("new_from", range(-2, 9))
+@pytest.mark.parametrize("window", [1, 3, 5, 6, 7, 1000])
+@pytest.mark.parametrize("flags", [ACK, ACK | FIN])
+def test_pieces_are_received_as_if_they_were_one(new_from: int, window: int, flags: int) -> None:
+    """In part, or beyond the window, or not at all: wherever they are to be cut."""
+    halves = []
+    for received in (in_pieces(0, b"ab", b"cde", b"f", flags=flags), segment(0, b"abcdef", flags)):
+        guest_half = half(window=1000)
+        for at in range(new_from):
+            guest_half.receive(segment(at, b"."))
+        guest_half.window = window
+        if new_from < 0:
+            received = received._replace(seq=seq.add(received.seq, -new_from))
+        receipt = guest_half.receive(received)
+        halves.append(
+            (
+                receipt,
+                joined(guest_half),
+                guest_half.pending_bytes,
+                guest_half.next,
+                guest_half.window,
+                guest_half.state,
+            )
+        )
+    assert halves[0] == halves[1]
+
+
+def test_pieces_are_acceptable_as_if_they_were_one() -> None:
+    for at in range(-8, 8):
+        for window in (0, 1, 5):
+            pieces, whole = in_pieces(at, b"ab", b"cde", b"f"), segment(at, b"abcdef")
+            assert half(window=window).is_acceptable(pieces) == half(window=window).is_acceptable(whole)
+
+
+@pytest.mark.parametrize("taken", range(10))
+def test_nothing_that_stays_pending_is_a_view_of_the_batch(taken: int) -> None:
+    """The batch's memory is written to again as soon as the turn is over."""
+    guest_half = half()
+    kept = bytearray(b"abcd")
+    guest_half.receive(in_pieces(0, kept[:1], kept[1:]))
+    guest_half.keep_pending()
+    batch = bytearray(b"..efghijkl")
+    view = memoryview(batch)
+    guest_half.receive(segment(4)._replace(payload=view[2:4]))
+    guest_half.receive(segment(4)._replace(payload=view[2:8]))  # overlaps, so it is joined to a piece of its own
+    guest_half.receive(segment(10)._replace(payload=view[8:9], more=(view[9:10],)))
+    guest_half.delivered(taken)
+    guest_half.keep_pending()
+    batch[:] = bytes(10)
+    view.release()
+    assert joined(guest_half) == b"abcdefghijkl"[taken:]
+    assert guest_half.pending_bytes == 12 - taken
+    before = guest_half.pending(10)
+    guest_half.keep_pending()
+    assert all(ours is theirs for ours, theirs in zip(guest_half.pending(10), before, strict=True)), "copied once"
+
+
 def test_what_stays_pending_does_not_hold_its_batch() -> None:
     guest_half = half(window=65535)
     batch = bytes(60_000)
@@ -182,12 +262,17 @@ def test_any_disorder_gives_the_same_bytes(disorder: int, data: bytes, window: i
             at = seq.distance(START, guest_half.next)
         end = dice.randint(at, min(len(data), at + 50)) if at < len(data) else at
         flags = ACK | (FIN if end == len(data) else 0)
-        received = segment(at, data[at:end], flags)
+        cut = dice.randint(at, end)
+        received = (
+            in_pieces(at, data[at:cut], data[cut:end], flags=flags) if cut > at else segment(at, data[at:end], flags)
+        )
         if guest_half.is_acceptable(received):
             guest_half.receive(received)
         taken = dice.randint(0, guest_half.pending_bytes)
         delivered += joined(guest_half)[:taken]
         guest_half.delivered(taken)
+        if dice.random() < 0.5:
+            guest_half.keep_pending()
         ack = guest_half.acknowledgeable(0)
         field = guest_half.window_after(dice.randint(0, window), ack)
         edge = seq.add(guest_half.next, guest_half.window)

@@ -31,9 +31,10 @@ options = st.builds(TcpOptions, st.none() | u16, st.none() | st.integers(0, tcp.
 with_syn = st.integers(0, 0x3F).map(lambda flags: flags | SYN)
 without_syn = st.integers(0, 0x3F).map(lambda flags: flags & ~SYN)
 data = st.binary(max_size=99)
+in_one_frame = (st.just(1), st.just(()))
 segments = st.one_of(
-    st.builds(TcpSegment, u16, u16, u32, u32, without_syn, u16, data, st.just(NO_OPTIONS), st.just(1)),
-    st.builds(TcpSegment, u16, u16, u32, u32, with_syn, u16, data, options, st.just(1)),
+    st.builds(TcpSegment, u16, u16, u32, u32, without_syn, u16, data, st.just(NO_OPTIONS), *in_one_frame),
+    st.builds(TcpSegment, u16, u16, u32, u32, with_syn, u16, data, options, *in_one_frame),
 )
 
 
@@ -238,6 +239,17 @@ def test_truncation_and_corruption(pair: tuple[str, str]) -> None:
 )
 def test_sequence_length(flags: int, payload: bytes, length: int) -> None:
     assert TcpSegment(1, 2, 3, 4, flags, 5, payload).sequence_length == length
+
+
+def test_payload_in_pieces() -> None:
+    """It counts, is shown and is sent as if it were one."""
+    whole = TcpSegment(1, 2, 3, 4, FIN | ACK, 5, b"abcdef")
+    in_pieces = whole._replace(payload=b"a", more=(memoryview(b"bcd"), memoryview(b"ef")))
+    assert in_pieces.payload_bytes == whole.payload_bytes == 6
+    assert in_pieces.sequence_length == whole.sequence_length == 7
+    assert str(in_pieces) == str(whole)
+    for pair in PAIRS:
+        assert tcp.emit(*packed(pair), in_pieces) == tcp.emit(*packed(pair), whole)
 
 
 def test_as_text() -> None:

@@ -1,0 +1,295 @@
+"""Many frames looked at together: what `coalesce` promises, for a whole batch with a few dozen NumPy calls.
+
+Theory of operation
+-------------------
+The headers of all frames are read as `columns`.  Comparisons with what a plain frame has to be (see `plain`), and the
+sums that the checksums ask for, say which frames are plain and right.  Each is judged by itself: nothing is summed over
+several.  Sorted by connection, stably, each frame is then compared with the one before it; where it goes on with it,
+both belong to one run.  The sort is by a hash: should two connections have the same, their frames come mixed, and fewer
+of them are joined; but never strangers, since what is compared are the addresses and ports.
+
+The payloads of a run are copied into one piece if they are small: to write them in pieces would cost the kernel and the
+flow more.  Large ones are passed on as they lie in the batch.
+
+The cost is a fixed part for each batch and a part that grows with its size, whatever is in it: there is no search, and
+so nothing that broken runs could make slow.
+"""
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+from attrs import frozen
+
+from trio_passt.wire import columns, tcp
+from trio_passt.wire.checksum import Buffer
+from trio_passt.wire.columns import Offsets, Stretch, Words
+from trio_passt.wire.ethernet import EtherType
+from trio_passt.wire.frames import FrameBatch
+from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire.joined import Item, JoinedSegments
+from trio_passt.wire.tcp import TcpSegment
+
+Flags = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int64]
+
+PIECES_FROM_BYTES = 2048
+"""Payloads of this size are passed on as they are; below it, copying them costs less than writing more pieces."""
+
+SHORTEST_FRAME_BYTES = 60
+"""What is shorter is padded to this length by some network cards (IEEE 802.3 clause 4.2.3.3, without its checksum)."""
+
+_NO_ROOM = 1 << 16
+"""A payload length that no frame has."""
+
+
+@frozen(eq=False)
+class _Layout:
+    """Where things are in the frames of one IP version.
+
+    Words have 32 bits, and the first one begins with the third byte of the frame: so they are those that IP and TCP are
+    made of.  A plain frame has the bits of `shape` under `mask` in the words `_SHAPE`.  Two frames are compared by
+    the words `compared`: source MAC, addresses, ports; and the last three are sequence number, acknowledgement number,
+    and flags with window.
+
+    `length` and `protocol` are fields of IP's header: which word, and by how much it is to be shifted.  The length
+    counts `length_beyond` bytes besides the TCP payload.  `fields` reads source MAC, addresses, ports, sequence number,
+    acknowledgement number and window.
+    """
+
+    ethertype: bytes
+    header_bytes: int
+    addresses_at: int
+    ends: slice
+    compared: Numbers
+    length: tuple[int, int]
+    length_beyond: int
+    protocol: tuple[int, int]
+    fields: struct.Struct
+    shape: Words
+    mask: Words
+
+
+def _words(on_the_wire: str) -> Words:
+    """A column of the words that these bytes are, in hexadecimal."""
+    return np.frombuffer(bytes.fromhex(on_the_wire), ">u4").astype(np.uint32)[:, None]
+
+
+_WORDS_AT = 2
+_ETHERTYPE_AT, _ETHERTYPE_WORD = 12, 2
+_SHAPE, _IPV4_HEADER, _FLAGS_AND_WINDOW = slice(2, 6), slice(3, 8), -2
+
+_TCP_SHAPE, _TCP_SHAPE_MASK = 0x50100000, 0xFFF70000
+"""Without options, ACK and perhaps PSH, any window.  A FIN is left to be parsed: there is one in a connection."""
+
+_IPV4 = _Layout(
+    ethertype=EtherType.IPV4.to_bytes(2, "big"),
+    header_bytes=54,
+    addresses_at=26,
+    ends=slice(6, 9),
+    compared=np.array([1, 2, *range(6, 12)]),
+    length=(3, 0),
+    length_beyond=40,
+    protocol=(5, 16),
+    fields=struct.Struct("!6x6s14x4s4sHHII2xH"),
+    #            MAC, EtherType, version TOS, length, id, DF, TTL protocol, sum
+    shape=_words("0000 0800 4500 0000 0000 0000 0006 0000"),
+    mask=_words("0000 ffff ff00 0000 0000 3fff 00ff 0000"),
+)
+
+_IPV6 = _Layout(
+    ethertype=EtherType.IPV6.to_bytes(2, "big"),
+    header_bytes=74,
+    addresses_at=22,
+    ends=slice(5, 14),
+    compared=np.array([1, 2, *range(5, 17)]),
+    length=(4, 16),
+    length_beyond=20,
+    protocol=(4, 8),
+    fields=struct.Struct("!6x6s10x16s16sHHII2xH"),
+    #            MAC, EtherType, version class flow, length, next hops, address
+    shape=_words("0000 86dd 60000000 0000 0600 00000000"),
+    mask=_words("0000 ffff f0000000 0000 ff00 00000000"),
+)
+
+_HASH_FACTORS = np.array([pow(0x9E3779B97F4A7C15, number, 1 << 64) for number in range(1, 10)], np.uint64)
+"""Powers of an odd number without a pattern (2**64 divided by the golden ratio)."""
+
+
+def join(batch: FrameBatch) -> list[Item]:
+    """See `coalesce`."""
+    view = memoryview(batch.data).toreadonly()
+    bounds = batch.bounds
+    stretches = columns.stretches(bounds)
+    starts = columns.offsets(stretches)
+    placed: list[tuple[int, Item]] = []
+    done = np.zeros(len(batch), np.bool_)
+    ethertype_at = bounds[0][0] + _ETHERTYPE_AT
+    begins_with_ipv6 = view[ethertype_at : ethertype_at + 2] == _IPV6.ethertype
+    for layout in (_IPV6, _IPV4) if begins_with_ipv6 else (_IPV4, _IPV6):
+        if len(view) >= layout.header_bytes and not np.logical_and.reduce(done):
+            frames = _Frames(batch, stretches, starts, layout)
+            placed += _runs(frames, view)
+            done |= frames.right
+    placed += [(index, view[slice(*bounds[index])]) for index in (~done).nonzero()[0].tolist()]
+    placed.sort()
+    return [item for _, item in placed]
+
+
+class _Frames:
+    """The frames of a batch as TCP segments over one IP version: arrays with one element for each.
+
+    `right` says which of them are: plain, and with right checksums.
+    """
+
+    __slots__ = ("has_plain_ip", "layout", "right", "sizes", "starts", "words")
+
+    def __init__(self, batch: FrameBatch, stretches: list[Stretch], starts: Offsets, layout: _Layout) -> None:
+        self.layout = layout
+        self.starts = starts
+        words = self.words = columns.words(batch.data, starts + _WORDS_AT, layout.header_bytes // 4)
+        self.sizes = self.field(*layout.length, 0xFFFF) - layout.length_beyond
+        self.has_plain_ip: Flags = np.bitwise_or.reduce((words[_SHAPE] ^ layout.shape) & layout.mask, axis=0) == 0
+        self.right = self.has_plain_ip & (words[_FLAGS_AND_WINDOW] & _TCP_SHAPE_MASK == _TCP_SHAPE)
+        if layout is _IPV4:
+            self.right &= np.add.reduce(words[_IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
+        if not np.logical_and.reduce(self.right):
+            begins = [part.first for part in stretches]
+            has_some = np.logical_or.reduceat(self.right, begins).tolist()
+            stretches = [part for part, has_it in zip(stretches, has_some, strict=True) if has_it]
+        self.right &= self._has_right_payload(batch, stretches)
+
+    def field(self, word: int, shift: int, mask: int) -> Words:
+        """A field of the header."""
+        field: Words = (self.words[word] >> shift) & mask
+        return field
+
+    def _has_right_payload(self, batch: FrameBatch, stretches: list[Stretch]) -> Flags:
+        """Whether the frame, in one of these stretches, is as long as IP says, with a right checksum.
+
+        That may be left to the link.
+        """
+        at, header_bytes = self.layout.addresses_at, self.layout.header_bytes
+        sums = np.zeros(len(batch), np.uint64)
+        rooms = np.empty(len(batch), np.uint32)
+        rooms.fill(_NO_ROOM)
+        for part in stretches:
+            if part.frame_bytes < header_bytes:
+                continue
+            place = slice(part.first, part.first + part.frames)
+            rooms[place] = part.frame_bytes - header_bytes
+            if part.frame_bytes == SHORTEST_FRAME_BYTES:
+                rooms[place] = np.minimum(rooms[place], self.sizes[place])
+                columns.add_up_padded(batch.data, part, at, rooms[place] + (header_bytes - at), sums[place])
+            else:
+                columns.add_up(batch.data, part, at, sums[place])
+        is_right: Flags = (sums * 256 + (self.sizes + (tcp.HEADER_BYTES + IPProtocol.TCP))) % 65535 == 0
+        if batch.offloads is not None:
+            is_right |= [offload is not None for offload in batch.offloads]
+            is_right &= [offload is None or not offload.segment_bytes for offload in batch.offloads]
+        is_right &= self.sizes == rooms
+        return is_right
+
+
+def _runs(frames: _Frames, view: memoryview) -> list[tuple[int, JoinedSegments]]:
+    """Each run, with the index of its first frame."""
+    if not np.logical_or.reduce(frames.right):
+        return []
+    layout, ends = frames.layout, frames.words[frames.layout.ends]
+    order = (_HASH_FACTORS[: len(ends)] @ ends).argsort(kind="stable")
+    words, sizes, right = frames.words[layout.compared].take(order, axis=1), frames.sizes.take(order), frames.right
+    goes_on, duplicates = _compare(words, sizes, _may_go_on(frames, order))
+    begins = (~goes_on).nonzero()[0]
+    firsts = order.take(begins)
+    stops = [*begins[1:].tolist(), len(order)]
+    flags = np.bitwise_or.reduceat(words[-1] >> 16, begins) & (tcp.ACK | tcp.PSH)
+    of_each = (firsts, right.take(firsts), begins, flags, np.add.reduceat(duplicates, begins))
+    sorted_frames = _Sorted(view, layout, frames.starts.take(order), sizes)
+    return [
+        (first, sorted_frames.join(begin, stop, flags, duplicates))
+        for first, is_right, begin, flags, duplicates, stop in zip(
+            *(column.tolist() for column in of_each), stops, strict=True
+        )
+        if is_right
+    ]
+
+
+def _may_go_on(frames: _Frames, order: Numbers) -> Flags | None:
+    """For each frame but the first, in this order: whether it may go on with the one before; `None` if all may."""
+    if np.logical_and.reduce(frames.right):
+        return None
+    right = frames.right.take(order)
+    may_go_on: Flags = right[1:] & right[:-1]
+    is_of_ip = frames.field(_ETHERTYPE_WORD, 0, 0xFFFF) == int.from_bytes(frames.layout.ethertype, "big")
+    is_udp = frames.field(*frames.layout.protocol, 0xFF) == IPProtocol.UDP
+    hides_its_ports = is_of_ip & ~is_udp & ~frames.has_plain_ip
+    if np.logical_or.reduce(hides_its_ports):
+        before = hides_its_ports.cumsum().take(order)
+        may_go_on &= before[1:] == before[:-1]
+    return may_go_on
+
+
+def _compare(words: Words, sizes: Words, may_go_on: Flags | None) -> tuple[Flags, Numbers]:
+    """For frames sorted by connection: which go on with the one before, and (as 1) which are duplicates of it.
+
+    `words` are the layout's `compared` ones.  A run of acknowledgements does not go on after duplicates: whatever
+    follows them is processed after them.
+    """
+    changes = words[:, 1:] ^ words[:, :-1]
+    seq, ack = words[-3], words[-2]
+    differs = np.bitwise_or.reduce(changes[:-3], axis=0)
+    differs |= (seq[1:] - seq[:-1]) ^ sizes[:-1]
+    if may_go_on is not None:
+        differs |= ~may_go_on
+    news = changes[-2] | (changes[-1] & 0xFFFF)
+    goes_on = np.zeros(len(sizes), np.bool_)
+    duplicates = np.zeros(len(sizes), np.int64)
+    is_pure = sizes == 0
+    if np.logical_or.reduce(is_pure):
+        goes_back = (ack[1:] - ack[:-1]) >> 31
+        differs |= np.where(is_pure[1:], goes_back, news)
+        differs |= is_pure[1:] ^ is_pure[:-1]
+        repeats = is_pure[1:] & ((differs | news) == 0)
+        duplicates[1:] = repeats
+        goes_on[1:] = differs == 0
+        goes_on[2:] &= ~(repeats[:-1] & (news[1:] != 0))
+    else:
+        goes_on[1:] = (differs | news) == 0
+    return goes_on, duplicates
+
+
+class _Sorted:
+    """Frames sorted by connection: where they are, and how long their payloads."""
+
+    __slots__ = ("_layout", "_offsets", "_sizes", "_starts", "_view")
+
+    def __init__(self, view: memoryview, layout: _Layout, offsets: Offsets, sizes: Words) -> None:
+        self._view = view
+        self._layout = layout
+        self._offsets = offsets
+        self._starts = offsets.tolist()
+        self._sizes = sizes.tolist()
+
+    def join(self, begin: int, stop: int, flags: int, duplicates: int) -> JoinedSegments:
+        """The run from frame `begin` to before `stop`."""
+        view, starts, unpack = self._view, self._starts, self._layout.fields.unpack_from
+        mac, source, destination, source_port, destination_port, seq, ack, window = unpack(view, starts[begin])
+        payload: Buffer = b""
+        more: tuple[memoryview, ...] = ()
+        if self._sizes[begin]:
+            payload, *pieces = self._payload(begin, stop)
+            more = tuple(pieces)
+        elif stop - begin > 1:
+            *_, ack, window = unpack(view, starts[stop - 1])
+        numbers = (source_port, destination_port, seq, ack, flags, window)
+        segment = TcpSegment(*numbers, payload, tcp.NO_OPTIONS, stop - begin, more)
+        return JoinedSegments(mac, (source, source_port, destination, destination_port), segment, duplicates)
+
+    def _payload(self, begin: int, stop: int) -> list[memoryview]:
+        """In one piece if they are small and of one size."""
+        view, header_bytes, sizes = self._view, self._layout.header_bytes, self._sizes[begin:stop]
+        size, count = sizes[0], stop - begin
+        if 1 < count == sizes.count(size) and size < PIECES_FROM_BYTES:
+            return [columns.gathered(view, self._offsets[begin:stop] + header_bytes, size)]
+        starts = [start + header_bytes for start in self._starts[begin:stop]]
+        return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
