@@ -39,7 +39,7 @@ from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.frames import MAX_FRAME_BYTES, PREFIX_BYTES, Capabilities, FrameBatch, FrameRun
 
-READ_BYTES = 512 * 1024
+READ_BYTES = 2048 * 1024
 """Asked for in one read; a UNIX socket with the kernel's default buffers holds about 200 KB."""
 
 BUFFER_BYTES = READ_BYTES + PREFIX_BYTES + MAX_FRAME_BYTES

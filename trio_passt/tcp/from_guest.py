@@ -105,6 +105,9 @@ class FromGuest:
     def delivered(self, count: int) -> None:
         """The host socket took `count` bytes of what was pending."""
         self.pending_bytes -= count
+        if not self.pending_bytes:
+            self._pending.clear()
+            return
         while count:
             piece = self._pending.popleft()
             if len(piece) > count:

@@ -8,8 +8,8 @@ several.  Sorted by connection, stably, each frame is then compared with the one
 both belong to one run.  The sort is by a hash: should two connections have the same, their frames come mixed, and fewer
 of them are joined; but never strangers, since what is compared are the addresses and ports.
 
-The payloads of a run are copied into one piece if they are small: to write them in pieces would cost the kernel and the
-flow more.  Large ones are passed on as they lie in the batch.
+The payloads are passed on as they lie in the batch, in as many pieces as there are frames.  To copy them into one piece
+costs more, with MTU 1500 too: not the copy, but the fresh memory for it.
 
 The cost is a fixed part for each batch and a part that grows with its size, whatever is in it: there is no search, and
 so nothing that broken runs could make slow.
@@ -32,9 +32,6 @@ from trio_passt.wire.tcp import TcpSegment
 
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
-
-PIECES_FROM_BYTES = 2048
-"""Payloads of this size are passed on as they are; below it, copying them costs less than writing more pieces."""
 
 SHORTEST_FRAME_BYTES = 60
 """What is shorter is padded to this length by some network cards (IEEE 802.3 clause 4.2.3.3, without its checksum)."""
@@ -261,12 +258,11 @@ def _compare(words: Words, sizes: Words, may_go_on: Flags | None) -> tuple[Flags
 class _Sorted:
     """Frames sorted by connection: where they are, and how long their payloads."""
 
-    __slots__ = ("_layout", "_offsets", "_sizes", "_starts", "_view")
+    __slots__ = ("_layout", "_sizes", "_starts", "_view")
 
     def __init__(self, view: memoryview, layout: _Layout, offsets: Offsets, sizes: Words) -> None:
         self._view = view
         self._layout = layout
-        self._offsets = offsets
         self._starts = offsets.tolist()
         self._sizes = sizes.tolist()
 
@@ -286,10 +282,6 @@ class _Sorted:
         return JoinedSegments(mac, (source, source_port, destination, destination_port), segment, duplicates)
 
     def _payload(self, begin: int, stop: int) -> list[memoryview]:
-        """In one piece if they are small and of one size."""
-        view, header_bytes, sizes = self._view, self._layout.header_bytes, self._sizes[begin:stop]
-        size, count = sizes[0], stop - begin
-        if 1 < count == sizes.count(size) and size < PIECES_FROM_BYTES:
-            return [columns.gathered(view, self._offsets[begin:stop] + header_bytes, size)]
-        starts = [start + header_bytes for start in self._starts[begin:stop]]
-        return [view[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        view, header_bytes = self._view, self._layout.header_bytes
+        places = zip(self._starts[begin:stop], self._sizes[begin:stop], strict=True)
+        return [view[start + header_bytes : start + header_bytes + size] for start, size in places]

@@ -68,18 +68,10 @@ def words(data: Buffer, starts: Offsets, count: int) -> Words:
 
     Where the data end before that, they are others.
     """
-    last = len(data) - 4 * count
-    rows = _windows(data, 4 * count)[np.minimum(starts, last)].view(">u4").reshape(-1, count)
+    last, size = len(data) - 4 * count, 4 * count
+    windows: npt.NDArray[np.void] = np.ndarray((last + 1,), f"V{size}", data, 0, (1,))
+    rows = windows[np.minimum(starts, last)].view(">u4").reshape(-1, count)
     return rows.T.astype(np.uint32, order="C")
-
-
-def gathered(data: Buffer, starts: Offsets, size: int) -> memoryview:
-    """`size` bytes from each of the offsets on, copied into one piece."""
-    return _windows(data, size)[starts].view(np.uint8).data.toreadonly()
-
-
-def _windows(data: Buffer, size: int) -> npt.NDArray[np.void]:
-    return np.ndarray((len(data) - size + 1,), f"V{size}", data, 0, (1,))
 
 
 def add_up(data: Buffer, stretch: Stretch, offset: int, into: Sums) -> None:
