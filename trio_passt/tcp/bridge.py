@@ -26,9 +26,9 @@ PIECES_PER_WRITE = 1024
 MOST_DUPLICATES = 64
 """So many duplicate acknowledgements are sent for one batch at most."""
 
-WINDOW_FLOOR_BYTES = 128 * 1024
-"""The window is the free part of the host socket's send buffer, but at least this, less what already waits in front
-of the buffer.  So a full buffer always has something waiting, and that is what makes the kernel grow it, and report
+WINDOW_BEYOND_BYTES = 128 * 1024
+"""The window is the free part of the host socket's send buffer and this, less what already waits in front of the buffer.
+So the buffer gets full, and a full one always has something waiting: that is what makes the kernel grow it, and report
 the moment there is room again.  (SO_SNDBUF counts overhead, too: of a free megabyte the kernel takes about half, the
 rest waits.)"""
 
@@ -364,11 +364,11 @@ class Bridge:
         return from_guest.acknowledgeable(0 if is_near else self._send_queue.unacknowledged())
 
     def _free_bytes(self) -> int:
-        return max(self._send_queue.free_bytes(), 0) + WINDOW_FLOOR_BYTES - self.from_guest.pending_bytes
+        return max(self._send_queue.free_bytes(), 0) + WINDOW_BEYOND_BYTES - self.from_guest.pending_bytes
 
     def _opens_window(self, window: int, ack: int) -> bool:
         """Whether telling the guest of this window is worth a segment (RFC 9293 section 3.8.6.2.2)."""
-        least = min(self.to_guest.mss, WINDOW_FLOOR_BYTES // 2)
+        least = min(self.to_guest.mss, WINDOW_BEYOND_BYTES // 2)
         return self.from_guest.window < 2 * least and self.from_guest.window_gain(window, ack) >= least
 
     # -- the end ------------------------------------------------------------------------------------------------------

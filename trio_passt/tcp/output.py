@@ -10,8 +10,9 @@ from trio_passt.wire.segment import TcpHeaders
 TURN_BYTES = 1024 * 1024
 """What one flow sends before others get their turn, at the most."""
 
-ROUND_BYTES = 2 * TURN_BYTES
-"""What is divided among those who wait for the link: about what a link takes that had been full."""
+ROUND_BYTES = 8 * TURN_BYTES
+"""What is divided among those who wait for the link: more than it takes at once, so that some send much each time, and
+not all of them little; turn after turn it is the same."""
 
 LEAST_SHARE_BYTES = 64 * 1024
 """What each sends even if many wait: a large segment."""

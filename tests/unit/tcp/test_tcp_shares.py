@@ -32,11 +32,11 @@ async def test_share_is_a_turn_divided_by_those_who_wait(guest: Stage) -> None:
         guest.link.when_ready(lambda: None)
         assert guest.link.waiting == number + 1
         shares.append(output.share_bytes(MSS))
-    assert shares[0] == TURN_BYTES
-    assert shares[3] == ROUND_BYTES // 5
+    assert shares[:7] == [TURN_BYTES] * 7
+    assert shares[9] == ROUND_BYTES // 11
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] == ROUND_BYTES // 31 > LEAST_SHARE_BYTES
-    for _ in range(30):
+    for _ in range(100):
         guest.link.when_ready(lambda: None)
     assert output.share_bytes(MSS) == LEAST_SHARE_BYTES
 

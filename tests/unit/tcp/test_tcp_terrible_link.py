@@ -192,7 +192,7 @@ def use_small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES)
 
     monkeypatch.setattr(sockets, "prepare_tcp", and_fix_the_buffer)
-    monkeypatch.setattr(bridge, "WINDOW_FLOOR_BYTES", SMALL_BUFFER_BYTES)
+    monkeypatch.setattr(bridge, "WINDOW_BEYOND_BYTES", SMALL_BUFFER_BYTES)
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

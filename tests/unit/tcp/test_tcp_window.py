@@ -134,7 +134,7 @@ async def test_host_that_does_not_read_closes_the_window_and_nothing_is_lost(
     assert reopened is not None, "no window update"
     assert reopened.flags == ACK
     assert reopened.ack == tcp.next
-    assert reopened.window << tcp.host_scale >= min(65535, bridge.WINDOW_FLOOR_BYTES // 2)
+    assert reopened.window << tcp.host_scale >= min(65535, bridge.WINDOW_BEYOND_BYTES // 2)
 
 
 @pytest.mark.usefixtures("fixed_send_buffer")
