@@ -27,10 +27,10 @@ MOST_DUPLICATES = 64
 """So many duplicate acknowledgements are sent for one batch at most."""
 
 WINDOW_BEYOND_BYTES = 128 * 1024
-"""The window is the free part of the host socket's send buffer and this, less what already waits in front of the buffer.
-So the buffer gets full, and a full one always has something waiting: that is what makes the kernel grow it, and report
-the moment there is room again.  (SO_SNDBUF counts overhead, too: of a free megabyte the kernel takes about half, the
-rest waits.)"""
+"""The window is the free part of the host socket's send buffer and this, less what already waits in front of the
+buffer.  So the buffer gets full, and a full one always has something waiting: that is what makes the kernel grow it,
+and report the moment there is room again.  (SO_SNDBUF counts overhead, too: of a free megabyte the kernel takes about
+half, the rest waits.)"""
 
 
 class GuestReset(Exception):  # noqa: N818 - what the guest did, not an error of ours

@@ -5,6 +5,7 @@ import trio
 from harness.noise import noise
 from harness.stage import Family, Stage, network, on_stage
 
+from trio_passt.tcp.bridge import Bridge
 from trio_passt.wire.tcp import ACK, FIN, RST, SYN
 
 pytestmark = pytest.mark.usefixtures("standing_clock", "peek_offset")
@@ -115,3 +116,41 @@ async def test_missing_segment_is_sent_when_there_is_room(guest: Stage) -> None:
     await tcp.expects_nothing()
     guest.link.set_capacity()
     await tcp.expects(ACK, data[:1000], seq=start)
+
+
+async def test_data_that_comes_while_the_link_is_full_takes_no_turn(
+    guest: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow is called when there is room, and takes then what has come."""
+    tcp, host = await guest.connected()
+    guest.link.set_capacity(frames=0)
+    host.sends(b"first ")
+    await guest.settles()
+    turns = 0
+    send = Bridge.send
+
+    def counted(bridge: Bridge, now: float) -> None:
+        nonlocal turns
+        turns += 1
+        send(bridge, now)
+
+    monkeypatch.setattr(Bridge, "send", counted)
+    for word in (b"second ", b"third"):
+        host.sends(word)
+        await guest.settles()
+    assert turns == 0
+    guest.link.set_capacity()
+    await tcp.expects_data(b"first second third")
+
+
+async def test_end_that_comes_while_the_link_is_full_is_passed_on(guest: Stage) -> None:
+    tcp, host = await guest.connected()
+    guest.link.set_capacity(frames=0)
+    host.sends(b"first ")
+    await guest.settles()
+    host.sends(b"last")
+    host.half_closes()
+    await guest.settles()
+    guest.link.set_capacity()
+    await tcp.expects_data(b"first last")
+    await tcp.expects(FIN | ACK)
