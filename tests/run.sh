@@ -32,6 +32,7 @@ missing() {
 	gcc gcc
 	ip iproute2
 	iperf3 iperf3
+	ping iputils-ping
 	qemu-system-x86_64 qemu-system-x86
 	setpriv util-linux
 	tshark tshark
