@@ -218,6 +218,9 @@ class Dispatcher:
     def _take_segment(self, source: bytes, destination: bytes, segment: TcpSegment) -> None:
         key = FlowKey(source, segment.source_port, destination, segment.destination_port)
         flow = self.tcp.get(key)
+        if flow is not None and segment.flags & tcp.SYN and flow.is_over:
+            self.tcp.forget(flow)
+            flow = None
         if flow is None:
             if segment.flags & tcp.RST:
                 return

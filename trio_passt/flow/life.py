@@ -61,6 +61,11 @@ class Life:
         self._task_bell = Doorbell()
         self._alarm: trio.CancelScope | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or raised, or was closed."""
+        return self._is_over
+
     def ring(self) -> None:
         """There is news: resume it, or begin it.  When it has ended this means nothing."""
         if self._is_awake:

@@ -77,6 +77,10 @@ class FlowTable(Generic[F]):
         self._nursery.start_soon(self._supervise, flow)
         return True
 
+    def forget(self, flow: F) -> None:
+        """A flow that has ended but for its task: its key is free from now on.  It counts until its task is done."""
+        del self._flows[flow.key]
+
     async def _supervise(self, flow: F) -> None:
         try:
             await flow.run()
@@ -84,5 +88,6 @@ class FlowTable(Generic[F]):
             log.exception("flow %s ended by an internal error; please report this", flow.key)
             flow.abandon()
         finally:
-            del self._flows[flow.key]
+            if self._flows.get(flow.key) is flow:
+                del self._flows[flow.key]
             self._limit.count -= 1

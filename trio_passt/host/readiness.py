@@ -149,10 +149,9 @@ class Readiness:
         if timeout_s:
             self._spins = self._has_processor and time.monotonic() - asked_at < SPIN_S
         self._moved_bytes = 0
-        for fd, mask in events:
-            callback = self._callbacks.get(fd)
-            if callback is None:  # an earlier callback of this round has closed it
-                continue
+        for fd, mask, callback in [(fd, mask, self._callbacks.get(fd)) for fd, mask in events]:
+            if callback is None or self._callbacks.get(fd) is not callback:
+                continue  # an earlier callback of this round has closed it, and perhaps opened another by that number
             try:
                 callback(mask)
             except Exception:

@@ -44,6 +44,9 @@ READ_BYTES = 2048 * 1024
 
 BUFFER_BYTES = READ_BYTES + PREFIX_BYTES + MAX_FRAME_BYTES
 
+COPY_UP_TO_BYTES = 16 * 1024
+"""Batches up to this size are copied: it costs next to nothing, and who keeps a view of a small one keeps little."""
+
 SOCKET_BUFFER_BYTES = 1024 * 1024
 """Wished for; the kernel gives an unprivileged process no more than net.core.wmem_max."""
 
@@ -136,7 +139,8 @@ class StreamLink:
 
     def _take_batch(self, bounds: framing.Bounds) -> FrameBatch:
         self._begin = bounds[-1][1]
-        return FrameBatch(memoryview(self._buffer).toreadonly()[: self._begin], bounds)
+        view = memoryview(self._buffer).toreadonly()[: self._begin]
+        return FrameBatch(bytes(view) if self._begin <= COPY_UP_TO_BYTES else view, bounds)
 
     def _make_ready(self) -> None:
         """What came after the last batch to the front: of the same buffer, or of a new one if that batch is held."""

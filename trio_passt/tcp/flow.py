@@ -137,6 +137,11 @@ class TcpFlow:
         if not self._is_over:
             self._inbox.append(segment)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its life has ended, though its task may not have found out yet: it takes no segments any more."""
+        return self._life.is_over
+
     def wake(self) -> None:
         """There is something in the inbox; or, of a new flow: it may begin at once."""
         self._life.ring()
@@ -278,25 +283,36 @@ class TcpFlow:
         link was full, at the next ring.  What follows the answer stays in the inbox.
         """
         while True:
-            while self._inbox:
-                segment = self._inbox.popleft()
-                match opening.judge(segment):
-                    case Verdict.COMPLETES:
-                        return segment
-                    case Verdict.REPEATS:
-                        return None
-                    case Verdict.RESETS:
-                        raise GuestReset
-                    case Verdict.CHALLENGES:
-                        self._output.segment(opening.next, opening.ack, tcp.ACK, MAX_WINDOW_FIELD)
-                    case Verdict.WRONG:
-                        self._output.segment(segment.ack, 0, tcp.RST, 0)
-                    case Verdict.MEANS_NOTHING:
-                        pass
+            answer, is_repeated = self._judge_inbox(opening)
+            if answer is not None or is_repeated:
+                return answer
             await rest(retry_at)
             self._heed_host_while_opening()
             if not went_out or (not self._inbox and trio.current_time() >= retry_at):
                 return None
+
+    def _judge_inbox(self, opening: Opening) -> tuple[TcpSegment | None, bool]:
+        """The segment that completes the handshake, if there is one, and whether the guest has repeated its SYN.
+
+        Not in the coroutine itself: while that rests it keeps what its variables have, and a segment holds the memory
+        of a whole batch.
+        """
+        while self._inbox:
+            segment = self._inbox.popleft()
+            match opening.judge(segment):
+                case Verdict.COMPLETES:
+                    return segment, False
+                case Verdict.REPEATS:
+                    return None, True
+                case Verdict.RESETS:
+                    raise GuestReset
+                case Verdict.CHALLENGES:
+                    self._output.segment(opening.next, opening.ack, tcp.ACK, MAX_WINDOW_FIELD)
+                case Verdict.WRONG:
+                    self._output.segment(segment.ack, 0, tcp.RST, 0)
+                case Verdict.MEANS_NOTHING:
+                    pass
+        return None, False
 
     def _heed_host_while_opening(self) -> None:
         """A peer that has reset the connection already ends it before the guest has it."""

@@ -24,6 +24,9 @@ from trio_passt.wire.tcp import TcpSegment
 
 MAX_WINDOW_FIELD = 65535
 
+SMALL_PIECE_BYTES = 4096
+"""Pieces smaller than this are not kept one by one: a guest may send single bytes, and an object for each is large."""
+
 
 class Receipt(Enum):
     """What a segment's data was good for.
@@ -118,13 +121,15 @@ class FromGuest:
     def keep_pending(self) -> None:
         """Copy what stays pending, since the memory of the batch that it came in is used again.
 
-        What was copied before stays as it is; what is new becomes one piece.
+        What was copied before stays as it is, unless it is little; what is new becomes one piece.
         """
         if not self._borrowed:
             return
         pending = self._pending
         new = [pending.pop() for _ in range(min(self._borrowed, len(pending)))]
         self._borrowed = 0
+        if new and pending and len(pending[-1]) < SMALL_PIECE_BYTES:
+            new.append(pending.pop())
         if new:
             pending.append(b"".join(reversed(new)))
 

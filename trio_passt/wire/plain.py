@@ -59,7 +59,8 @@ def _parse_ipv4(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
         or not _is_right(frame, _ADDRESSES_IPV4_AT, _IPV4.size, stop)
     ):
         return None
-    segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, frame[_IPV4.size : stop])
+    payload = frame[_IPV4.size : stop] if stop > _IPV4.size else b""  # a view, even an empty one, holds its memory
+    segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
     return mac, (source, source_port, destination, destination_port), segment
 
 
@@ -78,7 +79,8 @@ def _parse_ipv6(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
         or not _is_right(frame, _ADDRESSES_IPV6_AT, _IPV6.size, stop)
     ):
         return None
-    segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, frame[_IPV6.size : stop])
+    payload = frame[_IPV6.size : stop] if stop > _IPV6.size else b""
+    segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
     return mac, (source, source_port, destination, destination_port), segment
 
 

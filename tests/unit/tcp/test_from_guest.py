@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from trio_passt.tcp import seq
 from trio_passt.tcp.closing import FromGuestState
-from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, FromGuest, Receipt
+from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, SMALL_PIECE_BYTES, FromGuest, Receipt
 from trio_passt.wire.tcp import ACK, FIN, TcpSegment
 
 SYN_SEQ = 2**32 - 5
@@ -282,3 +282,15 @@ def test_any_disorder_gives_the_same_bytes(disorder: int, data: bytes, window: i
     else:
         pytest.fail("never finished")
     assert delivered == data
+
+
+def test_single_bytes_are_not_kept_one_by_one() -> None:
+    """Each in a batch of its own, and the host takes nothing: what is kept is a few pieces, and all there is."""
+    guest_half = half(window=20_000)
+    data = random.Random(1).randbytes(20_000)
+    for at in range(len(data)):
+        assert guest_half.receive(in_pieces(at, data[at : at + 1])) is Receipt.IN_ORDER
+        guest_half.keep_pending()
+    assert len(guest_half.pending(10_000)) <= 1 + len(data) // SMALL_PIECE_BYTES
+    guest_half.delivered(100)
+    assert joined(guest_half) == data[100:]

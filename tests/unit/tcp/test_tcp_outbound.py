@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import weakref
 
 import pytest
 from harness.stage import V4, Family, Stage, network, on_stage
@@ -10,7 +11,8 @@ from harness.waiting import eventually
 
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
-from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN
+from trio_passt.tcp.opening import Opening, Verdict
+from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN, TcpSegment
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
@@ -338,3 +340,52 @@ async def test_session_end_resets_the_host(family: Family) -> None:
         assert await eventually(lambda: guest.ended, "the end of the session") == "gone"
         await established.is_reset()
         await opening.is_reset()
+
+
+async def test_segments_that_mean_nothing_in_the_handshake_hold_no_memory(
+    guest: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow rests until its next retry: what it has looked at is gone by then, or each would hold a batch."""
+    looked_at: list[weakref.ref[memoryview]] = []
+    judge = Opening.judge
+
+    def noting(opening: Opening, segment: TcpSegment) -> Verdict:
+        assert isinstance(segment.payload, memoryview)
+        looked_at.append(weakref.ref(segment.payload))
+        return judge(opening, segment)
+
+    monkeypatch.setattr(Opening, "judge", noting)
+    server = guest.host_serves(V4)
+    tcp = guest.tcp(V4, server.port)
+    tcp.sends(SYN, mss=1460)
+    await tcp.expects(SYN | ACK)
+    tcp.sends(ACK, b"data", seq=tcp.next, ack=tcp.expected + 1000)
+    await tcp.expects(RST, seq=tcp.expected + 1000)
+    tcp.sends(PSH, b"data", seq=tcp.next)
+    await guest.settles()
+    assert len(looked_at) == 2
+    assert [view() for view in looked_at] == [None, None]
+
+
+async def test_connection_that_is_reset_and_opened_again_at_once(guest: Stage, family: Family) -> None:
+    """The old one has ended, though its task has not run yet."""
+    server = guest.host_serves(family)
+    tcp = guest.tcp(family, server.port)
+    tcp.sends(SYN, mss=1460)
+    await tcp.expects(SYN | ACK)
+    tcp.sends(ACK)
+    old = await server.accepts()
+    again = guest.tcp(family, server.port, guest_port=tcp.guest_port)
+    again.next += 100_000
+    for end, flags in ((tcp, RST | ACK), (again, SYN)):
+        end.sends(flags, mss=1460 if flags == SYN else None)
+        batch = guest.link.receive_now()
+        assert batch is not None
+        guest.dispatcher.dispatch(batch)
+    assert len(guest.dispatcher.tcp) == 1
+    await again.expects(SYN | ACK)
+    again.sends(ACK, b"new")
+    new = await server.accepts()
+    await new.receives(b"new")
+    await old.is_reset()
+    assert len(guest.dispatcher.tcp) == 1
