@@ -60,7 +60,9 @@ def check(frame: bytes) -> Found | None:
     if found is not None:
         assert found == layer_by_layer(frame)
         assert isinstance(found[0], bytes)
-        assert isinstance(found[2].payload, memoryview), "a view, not a copy"
+        assert isinstance(found[2].payload, memoryview) == bool(found[2].payload), (
+            "a view, not a copy; empty ones hold nothing"
+        )
     return found
 
 
