@@ -51,9 +51,8 @@ def compiled(session: nox.Session) -> None:
     """The compiled build: connections of the kernel's stack and of QEMU, a smoke test of the benchmark. Needs root."""
     _install_compiled(session, "test,bench")
     units = [f"tests/unit/{name}" for name in ("flow", "link", "wire", "tcp/test_from_guest.py")]
-    session.run(
-        "pytest", "-p", "no:cacheprovider", "-o", "pythonpath=", *units
-    )  # of what is installed, not of the checkout
+    of_what_is_installed = ("-o", "pythonpath=")  # not of the checkout
+    session.run("pytest", "-p", "no:cacheprovider", *of_what_is_installed, *units)
     tests = [f"tests/integration/test_{name}.py" for name in ("kernel_guest", "lossy_link", "tcp", "forward")]
     session.run("pytest", "-p", "no:cacheprovider", *tests)
     session.run("python", "-m", "tests.bench", "--short", "--output", session.create_tmp())

@@ -111,31 +111,28 @@ class Dispatcher:
             case _:
                 self._drops["unknown EtherType"] += 1
 
-    def _take_plain(self, mac: bytes, ends: plain.Ends, segment: TcpSegment) -> bool:
+    def _take_plain(self, mac: bytes, ends: plain.Ends, segment: TcpSegment, times: int = 1) -> bool:
         """A segment of a connection that is known, from a guest that is; all others take the long way."""
         flow = self.tcp.get(ends)
         if flow is None or mac != self._session.guest.mac:
             return False
         self._session.guest.learn_address(ends[0])
-        flow.deliver(segment)
+        for _ in range(times):
+            flow.deliver(segment)
         self._to_wake[flow] = None
         return True
 
     def _take_joined(self, run: JoinedSegments) -> None:
-        source, _, destination, _ = run.ends
-        flow = self.tcp.get(run.ends)
-        if flow is not None and run.mac == self._session.guest.mac:
-            self._session.guest.learn_address(source)
-            for _ in range(1 + run.duplicates):
-                flow.deliver(run.segment)
-            self._to_wake[flow] = None
+        times = 1 + run.duplicates
+        if self._take_plain(run.mac, run.ends, run.segment, times):
             return
+        source, _, destination, _ = run.ends
         if not (self._network.ipv4 if len(source) == 4 else self._network.ipv6):
             self._drops["address family is off"] += run.frames
             return
         self._session.guest.learn_mac(run.mac)
         self._session.guest.learn_address(source)
-        for _ in range(1 + run.duplicates):
+        for _ in range(times):
             self._take_segment(source, destination, run.segment)
 
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:

@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 Reading.  One `recv_into` of up to `READ_BYTES` goes to a buffer, behind the incomplete frame that the last read ended
-with; the complete frames there are the batch, without being copied.  Nearly always all views of them are gone by the
-time of the next read, and the buffer is used again: its reference count tells.  Where somebody still holds one, the
+with; the complete frames there are the batch.  A large one is not copied: nearly always all views of it are gone by the
+time of the next read, and the buffer is used again; its reference count tells.  Where somebody still holds one, the
 next read gets a new buffer, and the old one lives for as long as its views do.
 
 Writing.  One `sendmsg` for all runs.  A short write may end inside a frame; the rest of *that* frame is

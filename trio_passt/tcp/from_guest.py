@@ -110,6 +110,7 @@ class FromGuest:
         self.pending_bytes -= count
         if not self.pending_bytes:
             self._pending.clear()
+            self._borrowed = 0
             return
         while count:
             piece = self._pending.popleft()
