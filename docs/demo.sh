@@ -224,6 +224,9 @@ show "ping: the gateway and the remote machine, IPv4 and IPv6" \
      done
      exit $status'
 
+show "traceroute: the real path, hop by hop" \
+    'traceroute -n -q 1 -m 4 198.51.100.2 | tail -n +2; traceroute -n -q 1 -m 4 2001:db8:2::2 | tail -n +2'
+
 # ---- Transfers, each with the sum of what arrived ----
 
 bytes=50000000

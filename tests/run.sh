@@ -35,6 +35,7 @@ missing() {
 	ping iputils-ping
 	qemu-system-x86_64 qemu-system-x86
 	setpriv util-linux
+	traceroute traceroute
 	tshark tshark
 	COMMANDS
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

@@ -9,6 +9,7 @@ root nursery
       ├─ root task          owns the frames: has each batch dispatched, and ends with the link
       ├─ link, readiness    finish partly written frames; fetch the events of the link and of all host sockets
       ├─ router             unsolicited router advertisements
+      ├─ fragments          gives up what never becomes whole
       └─ flows              one task each
 """
 
@@ -144,10 +145,11 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
             secret=secrets.token_bytes(32),
         )
         async with trio.open_nursery() as nursery:
-            dispatcher = Dispatcher(session, nursery, config.flow_limit)
+            dispatcher = Dispatcher(session, nursery, config.flow_limit, listeners)
             nursery.start_soon(link.run)
             nursery.start_soon(readiness.run)
             nursery.start_soon(advertise_router, link, network)
+            nursery.start_soon(dispatcher.expire_fragments)
             listeners.receiver = dispatcher
             try:
                 await own_frames(link, dispatcher, readiness)

@@ -4,45 +4,59 @@
 find their segments in their inbox and are woken, each once per batch however many frames were theirs.
 """
 
+import heapq
 import logging
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Interface
+from typing import Protocol, TypeVar
 
 import trio
 
+from trio_passt.config import GuestNetwork
 from trio_passt.flow.key import FlowKey
+from trio_passt.flow.reports import report
 from trio_passt.flow.session import Session
 from trio_passt.flow.table import FlowLimit, FlowTable
 from trio_passt.flow.translate import LOOPBACK_IPV4, LOOPBACK_IPV6, is_unicast
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.listeners import UdpPort
-from trio_passt.icmp.flow import EchoFlow
+from trio_passt.icmp.flow import EchoFlow, EchoRequest
 from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.tcp.flow import TcpFlow
-from trio_passt.udp.flow import InboundUdp, OutboundUdp, UdpFlow
+from trio_passt.udp.flow import OutboundUdp, PortUdp, UdpFlow
+from trio_passt.udp.source_ports import SourcePorts
 from trio_passt.wire import ethernet, frames, icmp, ip, ipv4, ipv6, plain, tcp, udp
-from trio_passt.wire.coalesce import JoinedSegments, coalesce
+from trio_passt.wire.coalesce import JoinedDatagrams, JoinedSegments, coalesce
+from trio_passt.wire.datagrams import Train
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EtherType
 from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.icmp import IcmpType, Icmpv6Type
 from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire.reassembly import FragmentProblem, Reassembly
 from trio_passt.wire.tcp import TcpSegment
-from trio_passt.wire.udp import UdpHeader
 
 log = logging.getLogger("trio_passt.dispatch")
 
-DHCP_SERVER_PORT = (67).to_bytes(2, "big")
-DHCPV6_SERVER_PORT = (547).to_bytes(2, "big")
+DHCP_SERVER_PORT = plain.DHCP_SERVER_PORT.to_bytes(2, "big")
+DHCPV6_SERVER_PORT = plain.DHCPV6_SERVER_PORT.to_bytes(2, "big")
 """As they stand in a UDP header, bytes 2 and 3."""
 
 UDP_FLOWS = 16384
 ECHO_FLOWS = 1024
-"""Anybody can open these, and they end only by silence: so they have limits of their own, below that of TCP's."""
+"""Anybody can open these, and they end only by silence: so they have limits of their own, below that of TCP's, and half
+of the descriptors are left to others.  A new one is not refused: those that have been idle for longest make way."""
+
+MAKES_WAY = 16
+"""One in so many, at a time: to find them costs a look at all."""
+
+WAITING_REPLIES = 64
+"""Of services, for a link that others have filled; whoever is not answered asks again."""
 
 OTHER_PORTS = 64
 """How many others are tried when a host-local peer's port is taken at the address that it has for the guest."""
@@ -58,18 +72,37 @@ class _Wakeable(Protocol):
     def wake(self) -> None: ...
 
 
+D = TypeVar("D", UdpFlow, EchoFlow)
+
+
+class ForwardedPorts(Protocol):
+    """What a session knows of the ports that are forwarded to its guest."""
+
+    def udp_port(self, target: int, address_bytes: int) -> UdpPort | None:
+        """The port that is forwarded to the guest's `target`, of IPv4 (4) or IPv6 (16), if it has any local address."""
+
+
 class Dispatcher:
     """The three flow tables of one guest session, and the way to them from both sides."""
 
-    def __init__(self, session: Session, nursery: trio.Nursery, flow_limit: int) -> None:
-        self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, FlowLimit(flow_limit, "TCP"))
-        self.udp: FlowTable[UdpFlow] = FlowTable(nursery, FlowLimit(min(flow_limit, UDP_FLOWS), "UDP"))
-        self.echo: FlowTable[EchoFlow] = FlowTable(nursery, FlowLimit(min(flow_limit, ECHO_FLOWS), "echo"))
+    def __init__(self, session: Session, nursery: trio.Nursery, flow_limit: int, ports: ForwardedPorts) -> None:
         self._session = session
         self._network = session.network
+        self._ports = ports
         self._drops: Counter[str] = session.drops
+        later = session.readiness.later
+        self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, FlowLimit(flow_limit, "TCP"), later)
+        datagram_limit = min(flow_limit, sockets.descriptor_limit() // 2)
+        self._most_udp, self._most_echo = min(datagram_limit, UDP_FLOWS), min(datagram_limit, ECHO_FLOWS)
+        self.udp: FlowTable[UdpFlow] = FlowTable(nursery, FlowLimit(_with_leaving(self._most_udp), "UDP"), later)
+        self.echo: FlowTable[EchoFlow] = FlowTable(nursery, FlowLimit(_with_leaving(self._most_echo), "echo"), later)
+        self._source_ports = SourcePorts()
+        self._reassembly = Reassembly(session.drops)
+        self._has_fragments = trio.Event()
         self._server_duid = dhcpv6.server_duid(session.network)
+        self._broadcast = _broadcast_address(session.network)
         self._to_wake: dict[_Wakeable, None] = {}
+        self._replies: list[bytes] = []
 
     # -- from the guest ------------------------------------------------------------------------------------------------
 
@@ -84,8 +117,13 @@ class Dispatcher:
             try:
                 if isinstance(item, JoinedSegments):
                     self._take_joined(item)
+                elif isinstance(item, JoinedDatagrams):
+                    self._take_datagrams(item)
                 else:
                     self._take_frame(item)
+            except FragmentProblem as problem:
+                self._drops["malformed"] += 1
+                self._report_problem(problem)
             except MalformedPacket as error:
                 self._drops["malformed"] += 1
                 log.debug("malformed packet from the guest: %s", error)
@@ -96,6 +134,10 @@ class Dispatcher:
 
     def _take_frame(self, frame: memoryview) -> None:
         if (expected := plain.parse(frame)) is not None and self._take_plain(*expected):
+            return
+        if (datagram := plain.parse_datagram(frame)) is not None:
+            mac, ends, hop_limit, payload, packet = datagram
+            self._take_datagrams(JoinedDatagrams(mac, ends, hop_limit, [payload], packet))
             return
         header, payload = ethernet.parse(frame)
         self._session.guest.learn_mac(header.source)
@@ -137,22 +179,29 @@ class Dispatcher:
 
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv4.parse(packet)
-        source, destination = header.source, header.destination
         if header.is_fragment:
-            self._drops["fragment"] += 1
-            return
+            self._session.guest.learn_address(header.source)
+            whole = self._reassembly.take(header, payload, trio.current_time())
+            self._has_fragments.set()
+            if whole is None:
+                return
+            header, payload = whole
+            packet = memoryview(ipv4.emit(header, len(payload)) + payload)
+        source, destination = header.source, header.destination
         if header.protocol == IPProtocol.UDP and self._is_for_dhcp(destination, payload):
             _, request = udp.parse(source, destination, payload)
             self._reply(dhcp.answer(mac, request, self._network))
             return
         self._session.guest.learn_address(source)
         match header.protocol:
-            case IPProtocol.TCP | IPProtocol.UDP:
-                self._take_transport(source, destination, header.protocol, payload)
+            case IPProtocol.TCP:
+                self._take_segment(source, destination, tcp.parse(source, destination, payload))
+            case IPProtocol.UDP:
+                self._take_datagram(mac, source, destination, header.ttl, payload, packet)
             case IPProtocol.ICMP:
                 message = icmp.parse(source, destination, payload)
                 if message.type == IcmpType.ECHO:
-                    self._take_echo(source, destination, message)
+                    self._take_echo(source, destination, header.ttl, message, packet)
                 else:
                     self._drops["icmp: not an echo request"] += 1
             case IPProtocol.IGMP:
@@ -170,31 +219,37 @@ class Dispatcher:
     def _take_ipv6(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv6.parse(packet)
         source, destination = header.source, header.destination
-        if header.is_fragment:
-            self._drops["fragment"] += 1
-            return
         self._session.guest.learn_address(source)
+        if header.is_fragment:
+            whole = self._reassembly.take(header, payload, trio.current_time())
+            self._has_fragments.set()
+            if whole is None:
+                return
+            header, payload = whole
+            packet = memoryview(ipv6.emit(header, len(payload)) + payload)
         if header.protocol == IPProtocol.UDP and self._is_for_dhcpv6(destination, payload):
             _, request = udp.parse(source, destination, payload)
             self._reply(dhcpv6.answer(mac, source, request, self._network, self._server_duid))
             return
         match header.protocol:
-            case IPProtocol.TCP | IPProtocol.UDP:
-                self._take_transport(source, destination, header.protocol, payload)
+            case IPProtocol.TCP:
+                self._take_segment(source, destination, tcp.parse(source, destination, payload))
+            case IPProtocol.UDP:
+                self._take_datagram(mac, source, destination, header.hop_limit, payload, packet)
             case IPProtocol.ICMPV6:
-                self._take_icmpv6(mac, header, payload)
+                self._take_icmpv6(mac, header, payload, packet)
             case ipv6.NO_NEXT_HEADER:
                 pass
             case _:
                 self._drops["unknown IP protocol"] += 1
 
-    def _take_icmpv6(self, mac: bytes, header: ipv6.IPv6Header, payload: memoryview) -> None:
+    def _take_icmpv6(self, mac: bytes, header: ipv6.IPv6Header, payload: memoryview, packet: memoryview) -> None:
         message = icmp.parse(header.source, header.destination, payload)
         if message.type in _NEIGHBOUR_DISCOVERY:
             hop_limit = header.hop_limit
             self._reply(ndp.answer(mac, header.source, header.destination, hop_limit, message, self._network))
         elif message.type == Icmpv6Type.ECHO_REQUEST:
-            self._take_echo(header.source, header.destination, message)
+            self._take_echo(header.source, header.destination, header.hop_limit, message, packet)
         elif message.type not in _QUIETLY_IGNORED:
             self._drops["icmp: not an echo request"] += 1
 
@@ -206,12 +261,6 @@ class Dispatcher:
         server = host_side.ipv6_address(self._network.ipv6, self._network.host_mac)
         return destination[0] == 0xFF or destination == server.packed
 
-    def _take_transport(self, source: bytes, destination: bytes, protocol: int, packet: memoryview) -> None:
-        if protocol == IPProtocol.TCP:
-            self._take_segment(source, destination, tcp.parse(source, destination, packet))
-        else:
-            self._take_datagram(source, destination, *udp.parse(source, destination, packet))
-
     def _take_segment(self, source: bytes, destination: bytes, segment: TcpSegment) -> None:
         key = FlowKey(source, segment.source_port, destination, segment.destination_port)
         flow = self.tcp.get(key)
@@ -221,10 +270,9 @@ class Dispatcher:
         if flow is None:
             if segment.flags & tcp.RST:
                 return
-            endpoint = self._destination(key)
+            endpoint = self._destination(key, 1)
             is_opening = segment.flags & (tcp.SYN | tcp.ACK | tcp.FIN) == tcp.SYN
             if endpoint is None:
-                self._drops["addresses of no flow"] += 1
                 return
             flow = TcpFlow.outbound(self._session, key, segment, endpoint) if is_opening else None
             if flow is None or not self.tcp.start(flow):
@@ -245,48 +293,146 @@ class Dispatcher:
         packet = ip.emit_packet(key.remote, key.guest, IPProtocol.TCP, tcp.emit(key.remote, key.guest, reset))
         self._reply(ip.frame_packet(self._network.host_mac, self._session.guest.mac, packet))
 
-    def _take_datagram(self, source: bytes, destination: bytes, header: UdpHeader, payload: memoryview) -> None:
-        key = FlowKey(source, header.source_port, destination, header.destination_port)
-        flow = self.udp.get(key)
-        if flow is None:
-            endpoint = self._destination(key)
-            if endpoint is None or not key.remote_port:
-                self._drops["addresses of no flow"] += 1
-                return
-            flow = OutboundUdp(self._session, key, endpoint)
-            if not self.udp.start(flow):
-                self._drops["udp: limit of flows"] += 1
-                return
-        flow.deliver(payload)
-        self._to_wake[flow] = None
+    def _take_datagram(
+        self, mac: bytes, source: bytes, destination: bytes, hop_limit: int, payload: memoryview, packet: memoryview
+    ) -> None:
+        """One that did not come in a plain packet of its own."""
+        if hop_limit == 0:
+            self._drops["hop limit 0"] += 1
+            return
+        header, data = udp.parse(source, destination, payload)
+        ends = (source, header.source_port, destination, header.destination_port)
+        self._take_datagrams(JoinedDatagrams(mac, ends, hop_limit, [data], packet))
 
-    def _take_echo(self, source: bytes, destination: bytes, message: icmp.IcmpMessage) -> None:
+    def _take_datagrams(self, run: JoinedDatagrams) -> None:
+        flow = self.udp.get(run.ends)
+        if flow is None or flow.is_over or run.mac != self._session.guest.mac:
+            if not (self._network.ipv4 if len(run.ends[0]) == 4 else self._network.ipv6):
+                self._drops["address family is off"] += len(run.payloads)
+                return
+            self._session.guest.learn_mac(run.mac)
+            if flow is None or flow.is_over:
+                flow = self._new_udp_flow(FlowKey(*run.ends), len(run.payloads))
+                if flow is None:
+                    return
+        self._session.guest.learn_address(run.ends[0])
+        flow.deliver(run)
+
+    def _new_udp_flow(self, key: FlowKey, datagrams: int) -> UdpFlow | None:
+        """For so many datagrams of the guest's, which are counted if there can be no flow for them."""
+        endpoint = self._destination(key, datagrams) if key.remote_port else None
+        if endpoint is None:
+            if not key.remote_port:
+                self._drops["addresses of no flow"] += datagrams
+            return None
+        port = self._ports.udp_port(key.guest_port, len(key.remote))
+        flow: UdpFlow
+        if port is not None:
+            flow = PortUdp(self._session, key, port, endpoint)
+        else:
+            flow = OutboundUdp(self._session, key, endpoint, self._source_ports)
+        if not self._start_udp(flow):
+            self._drops["udp: limit of flows"] += datagrams
+            return None
+        return flow
+
+    def _start_udp(self, flow: UdpFlow) -> bool:
+        """Others may have to make way."""
+        if (former := self.udp.get(flow.key)) is not None:
+            self.udp.forget(former)
+        if len(self.udp) >= self._most_udp:
+            for other in _idlest(self.udp):
+                other.end()
+                self.udp.forget(other)
+        return self.udp.start(flow)
+
+    def _take_echo(
+        self, source: bytes, destination: bytes, hop_limit: int, message: icmp.IcmpMessage, packet: memoryview
+    ) -> None:
         echo = icmp.parse_echo(message)
         key = FlowKey(source, echo.identifier, destination, 0)
         flow = self.echo.get(key)
-        if flow is None:
-            endpoint = self._destination(key)
+        if hop_limit == 0:
+            self._drops["hop limit 0"] += 1
+            return
+        if flow is None or flow.is_over:
+            endpoint = self._destination(key, 1)
             if endpoint is None:
-                self._drops["addresses of no flow"] += 1
                 return
             is_local = endpoint.address in (LOOPBACK_IPV4, LOOPBACK_IPV6)
             flow = EchoFlow(self._session, key, endpoint, is_local=is_local)
-            if not self.echo.start(flow):
+            if not self._start_echo(flow):
                 self._drops["echo: limit of flows"] += 1
                 return
-        flow.deliver(echo)
+        flow.deliver(EchoRequest(echo, hop_limit, packet))
         self._to_wake[flow] = None
 
-    def _destination(self, key: FlowKey) -> Endpoint | None:
-        """Where a new flow of the guest goes on the host; `None` if one of its addresses can't be a flow's."""
-        if not is_unicast(key.guest):
+    def _start_echo(self, flow: EchoFlow) -> bool:
+        """Others may have to make way."""
+        if (former := self.echo.get(flow.key)) is not None:
+            self.echo.forget(former)
+        if len(self.echo) >= self._most_echo:
+            for other in _idlest(self.echo):
+                other.end()
+                self.echo.forget(other)
+        return self.echo.start(flow)
+
+    def _destination(self, key: FlowKey, packets: int) -> Endpoint | None:
+        """Where a new flow of the guest goes on the host; `None` if one of its addresses can't be a flow's.
+
+        What goes to a group or to everybody is for the neighbours of the guest, of which there are none.
+        """
+        if key.remote[0] == 0xFF or key.remote == self._broadcast or (len(key.remote) == 4 and _is_group(key.remote)):
+            self._drops["multicast or broadcast"] += packets
             return None
-        return self._session.addresses.destination_on_host(key.remote, key.remote_port)
+        endpoint = None
+        if is_unicast(key.guest):
+            endpoint = self._session.addresses.destination_on_host(key.remote, key.remote_port)
+        if endpoint is None:
+            self._drops["addresses of no flow"] += packets
+        return endpoint
+
+    async def expire_fragments(self) -> None:
+        """What never becomes whole is given up in time, and the guest told, until cancelled."""
+        while True:
+            await self._has_fragments.wait()
+            self._has_fragments = trio.Event()
+            while (deadline := self._reassembly.next_deadline) is not None:
+                await trio.sleep_until(deadline)
+                for one in self._reassembly.expire(trio.current_time()):
+                    type_ = IcmpType.TIME_EXCEEDED if len(one.source) == 4 else Icmpv6Type.TIME_EXCEEDED
+                    message = icmp.error(type_, icmp.REASSEMBLY_TIME_EXCEEDED, 0, one.packet)
+                    self._report(one.destination, one.source, message)
+
+    def _report_problem(self, problem: FragmentProblem) -> None:
+        header, _ = ipv6.parse(problem.packet)
+        message = icmp.error(Icmpv6Type.PARAMETER_PROBLEM, 0, problem.pointer, problem.packet)
+        self._report(header.destination, header.source, message)
+
+    def _report(self, remote: bytes, guest: bytes, message: icmp.IcmpMessage) -> None:
+        """An error about a packet that went no further than here; there is none about one that was no one's."""
+        if is_unicast(guest) and is_unicast(remote):
+            report(self._session, remote, guest, message)
 
     def _reply(self, frame: bytes | None) -> None:
-        """Send a service's frame; on a full link it is dropped, since whoever asked asks again."""
-        if frame is not None and not self._session.link.send([frames.single(frame)]):
+        """Send a service's frame.  On a full link it waits: without them the guest would lose its network."""
+        if frame is None:
+            return
+        if not self._replies and self._session.link.send([frames.single(frame)]):
+            return
+        if len(self._replies) >= WAITING_REPLIES:
             self._drops["link to the guest full"] += 1
+            return
+        if not self._replies:
+            self._session.link.when_ready(self._send_replies)
+        self._replies.append(frame)
+
+    def _send_replies(self) -> None:
+        """The link has room."""
+        taken = self._session.link.send([frames.single(frame) for frame in self._replies])
+        del self._replies[:taken]
+        if self._replies:
+            self._session.link.when_ready(self._send_replies)
 
     # -- from forwarded ports -----------------------------------------------------------------------------------------
 
@@ -302,29 +448,52 @@ class Dispatcher:
                 return
         sockets.reset(host)
 
-    def on_datagram(self, port: UdpPort, peer: Endpoint, local: bytes, payload: bytes) -> None:
-        """A datagram to a forwarded port goes to its client's flow, perhaps a new one.
+    def on_datagrams(
+        self, port: UdpPort, peer: Endpoint, local: bytes, buffer: memoryview, trains: list[Train]
+    ) -> None:
+        """Datagrams to a forwarded port go to its client's flow, perhaps a new one.
 
         A guest that has spoken to that remote from this very port has a flow already; where the remote can't have
-        another name for the guest, that flow takes the datagram.
+        another name for the guest, that flow takes them.
         """
         reason = "udp: forwarded, but its family is off"
         for key in self._inbound_keys(peer, port.target):
             reason = "udp: forwarded, but no flow for it"
             flow = self.udp.get(key)
-            if flow is None:
-                flow = InboundUdp(self._session, key, port, peer, local)
-                if not self.udp.start(flow):
+            if flow is None or flow.is_over:
+                flow = PortUdp(self._session, key, port, peer, local)
+                if not self._start_udp(flow):
                     reason = "udp: limit of flows"
                     break
-            if isinstance(flow, InboundUdp) and flow.is_of(peer):
+            if isinstance(flow, PortUdp) and flow.is_of(peer):
                 flow.asked(port, local)
             elif key.remote != peer.address:
                 continue
             self.find_guest()
-            flow.deliver_from_host(payload)
+            flow.deliver_from_host(buffer, trains)
             return
-        self._drops[reason] += 1
+        self._drops[reason] += sum(train.datagrams for train in trains)
+
+    def on_datagram_error(self, port: UdpPort, error: DatagramError) -> None:
+        """What was said about a datagram that left through a forwarded port goes to its flow, if it has one still."""
+        if error.destination is None:
+            return
+        for key in self._inbound_keys(error.destination, port.target):
+            flow = self.udp.get(key)
+            if isinstance(flow, PortUdp) and flow.is_of(error.destination):
+                flow.deliver_error(error)
+                return
+            if flow is None:
+                return
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the guest takes no datagrams now."""
+        return self._session.link.is_full
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once when it does."""
+        self._session.link.when_ready(callback)
 
     def _inbound_keys(self, peer: Endpoint, target: int) -> Iterator[FlowKey]:
         """The names that a flow which a host peer opens may have, the best first; none if its family is off.
@@ -350,3 +519,26 @@ class Dispatcher:
             self._reply(arp.request(self._network))
         if self._network.ipv6:
             self._reply(ndp.solicitation(self._network))
+
+
+def _with_leaving(most: int) -> int:
+    """How many tasks there may be of so many flows: those that made way need a moment to end."""
+    return most + max(1, most // MAKES_WAY)
+
+
+def _idlest(table: FlowTable[D]) -> list[D]:
+    """Those that have been idle for longest."""
+    return heapq.nsmallest(max(1, len(table) // MAKES_WAY), table, key=lambda flow: flow.active_at)
+
+
+def _is_group(address: bytes) -> bool:
+    """Whether a packed IPv4 address is a group's, or everybody's (RFC 1112, RFC 919)."""
+    return address[0] & 0xF0 == 0xE0 or address == b"\xff" * 4
+
+
+def _broadcast_address(network: GuestNetwork) -> bytes | None:
+    """That of the guest's own network (RFC 919), which is no host's; none where it has but one or two addresses."""
+    if network.ipv4 is None or network.ipv4.prefix_length > 30:
+        return None
+    interface = IPv4Interface((network.ipv4.address, network.ipv4.prefix_length))
+    return interface.network.broadcast_address.packed

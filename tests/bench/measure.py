@@ -6,11 +6,10 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.cells import Bulk, Direction, Rate
+from tests.bench.cells import Bulk, Cell, Cpu, Direction, Rate
 from tests.bench.programs import Running
 from tests.guest.machine import DIE_WITH_PARENT
 from tests.guest.native import compiled
@@ -27,16 +26,8 @@ class MeasurementError(Exception):
     """There is no number; the text says why, in a line."""
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """Of a bulk transfer; CPU seconds include the warm-up, and so do the bytes that they are for."""
-
-    gigabits_per_s: float
-    cpu_s_per_gigabyte: float | None
-
-
-def bulk(running: Running, remote: Namespace, cell: Bulk, seconds: int, warm_up_s: int) -> Throughput:
-    """What arrives, without the warm-up: iperf3's word for it."""
+def bulk(running: Running, remote: Namespace, cell: Bulk, seconds: int, warm_up_s: int) -> dict[Cell, float]:
+    """What arrives, without the warm-up: iperf3's word for it. And what CPU time it takes, of all bytes."""
     with _iperf_server(remote):
         before = running.cpu_seconds()
         report = client(
@@ -56,14 +47,16 @@ def bulk(running: Running, remote: Namespace, cell: Bulk, seconds: int, warm_up_
         raise MeasurementError(f"iperf3: {report.get('error', 'no result')}") from error
     if gigabits <= 0:
         raise MeasurementError("iperf3: nothing arrived")
-    has_cpu = running.process_id is not None and gigabytes > 0
-    return Throughput(gigabits, used_s / gigabytes if has_cpu else None)
+    numbers: dict[Cell, float] = {cell: gigabits}
+    if running.process_id is not None and gigabytes > 0:
+        numbers[Cpu(cell)] = used_s / gigabytes
+    return numbers
 
 
-def rate(running: Running, cell: Rate, seconds: float) -> float:
+def rate(running: Running, cell: Rate, seconds: float) -> dict[Cell, float]:
     """Exchanges a second. Needs a `load_server`."""
     report = client(running, [*load(), cell.name, REMOTE4, LOAD_PORT, str(seconds)], seconds + GRACE_S)
-    return float(report["count"] / report["seconds"])
+    return {cell: report["count"] / report["seconds"]}
 
 
 def load() -> list[str]:

@@ -13,7 +13,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from tests.bench.cells import FLOOR, OURS, PASST, SLIRP, Bulk, Cell, Cpu, Direction, Rate
+from tests.bench.cells import FLOOR, OURS, PASST, SLIRP, Bulk, Cell, Cpu, Direction, Flood, Rate
 from tests.bench.results import Results
 
 COLOURS = {OURS: "#1f6f8b", PASST: "#e0a030", SLIRP: "#a0a0a0", FLOOR: "#d8d8d8"}
@@ -29,13 +29,15 @@ SETTINGS: dict[Any, Any] = {
 
 
 def draw(results: Results, file: Path) -> None:
-    """Write an SVG."""
+    """Write an SVG. Of UDP it has throughput and exchanges: losses are numbers to read."""
     panels: list[tuple[str, list[Cell]]] = []
     for direction in Direction:
         bulk = [cell for cell in results.cells if isinstance(cell, Bulk) and cell.direction is direction]
         panels.append((f"{direction.described}, Gbit/s", [*bulk]))
+    panels.append(("UDP, Gbit/s", [cell for cell in results.cells if isinstance(cell, Flood)]))
     panels.append(("exchanges a second", [cell for cell in results.cells if isinstance(cell, Rate)]))
-    panels.append(("CPU seconds for a gigabyte", [cell for cell in results.cells if isinstance(cell, Cpu)]))
+    cpu = [cell for cell in results.cells if isinstance(cell, Cpu) and isinstance(cell.bulk, Bulk)]
+    panels.append(("CPU seconds for a gigabyte", [*cpu]))
     drawn = [(title, cells) for title, cells in panels if cells]
     with matplotlib.rc_context(SETTINGS):
         figure, axes = pyplot.subplots(len(drawn), 1, figsize=(9, 2.6 * len(drawn)), squeeze=False)
@@ -76,6 +78,8 @@ def _label(cell: Cell) -> str:
     if isinstance(cell, Bulk):
         flows = "1 flow" if cell.flow_count == 1 else f"{cell.flow_count} flows"
         return f"MTU {cell.mtu_bytes}\n{flows}"
-    if isinstance(cell, Cpu):
+    if isinstance(cell, Flood):
+        return f"{cell.direction.described}\n{cell.payload_bytes} bytes"
+    if isinstance(cell, Cpu) and isinstance(cell.bulk, Bulk):
         return f"{cell.bulk.direction.described}\nMTU {cell.bulk.mtu_bytes}"
     return cell.title

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tests.bench import measure
-from tests.bench.cells import FLOOR, Bulk, Cpu, Measured
+from tests.bench import datagrams, measure
+from tests.bench.cells import FLOOR, UDP_RR, WHOLE, Bulk, Cell, Lookups, Measured, Rate, beside
 from tests.bench.programs import Running, running
 from tests.bench.progress import Progress
 from tests.bench.results import Results
@@ -77,22 +77,17 @@ def execute(plan: Plan, results: Results, topology: Topology, directory: Path, p
                 for cell, names in cells:
                     progress.begin(f"round {round_number + 1}/{plan.rounds}  {cell.name}")
                     for name in names:
+                        if isinstance(cell, Lookups):  # passt needs the ports whose numbers the guest chooses
+                            for other in programs.values():
+                                other.stop()
                         progress.add(name, _measure(plan, programs[name], cell, topology, results))
                     progress.end()
 
 
 def _measure(plan: Plan, program: _Program, cell: Measured, topology: Topology, results: Results) -> str:
-    """One number into the results; what to show of it."""
+    """Numbers into the results; what to show of them."""
     try:
-        guest = program.ready()
-        if isinstance(cell, Bulk):
-            seconds = max(1, round(plan.seconds))  # iperf3 counts whole ones
-            throughput = measure.bulk(guest, topology.remote, cell, seconds, plan.warm_up_s)
-            number = throughput.gigabits_per_s
-            if cell.flow_count == 1 and throughput.cpu_s_per_gigabyte is not None:
-                results.add(Cpu(cell), program.name, throughput.cpu_s_per_gigabyte)
-        else:
-            number = measure.rate(guest, cell, plan.seconds)
+        numbers = _numbers(plan, program.ready(), cell, topology)
     except (measure.MeasurementError, OSError, RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         if program.has_ended():
@@ -100,8 +95,27 @@ def _measure(plan: Plan, program: _Program, cell: Measured, topology: Topology, 
         results.add_failure(cell, program.name, reason)
         program.stop()
         return f"failed ({reason})"
-    results.add(cell, program.name, number)
-    return f"{number:.3g}" if isinstance(cell, Bulk) else f"{number:.0f}"
+    for row in (cell, *beside(cell)):
+        if row in numbers:
+            results.add(row, program.name, numbers[row])
+    return f"{numbers[cell]:.0f}" if cell.unit in WHOLE else f"{numbers[cell]:.3g}"
+
+
+def _numbers(plan: Plan, guest: Running, cell: Measured, topology: Topology) -> dict[Cell, float]:
+    """By row of the table: the cell's, and some beside it."""
+    match cell:
+        case Bulk():
+            seconds = max(1, round(plan.seconds))  # iperf3 counts whole ones
+            return measure.bulk(guest, topology.remote, cell, seconds, plan.warm_up_s)
+        case Rate() if cell != UDP_RR:
+            return measure.rate(guest, cell, plan.seconds)
+    with datagrams.wide_uplink(topology):
+        match cell:
+            case Rate():
+                return datagrams.exchanges(guest, topology.remote, cell, plan.seconds * datagrams.UDP_SHARE)
+            case Lookups():
+                return datagrams.lookups(guest, topology.remote, cell)
+        return datagrams.one_way(guest, topology.remote, cell, plan.seconds * datagrams.UDP_SHARE)
 
 
 class _Program:

@@ -6,7 +6,25 @@ import dataclasses
 from collections.abc import Sequence
 
 from tests.bench.about import About
-from tests.bench.cells import FLOOR, OURS, PASST, SLIRP, Bulk, Cell, Cpu, Rate
+from tests.bench.cells import (
+    DNS,
+    FLOOR,
+    LOSSES,
+    OURS,
+    PASST,
+    SLIRP,
+    UDP_RR,
+    UDP_RR_LOST,
+    WHOLE,
+    Bulk,
+    Cell,
+    Cpu,
+    Flood,
+    Paced,
+    Rate,
+    beside,
+)
+from tests.bench.datagrams import UDP_SHARE, UPLINK_MTU_BYTES, USUAL_UPLINK_MTU_BYTES, WARM_UP_S
 from tests.bench.results import Results, Samples
 from tests.bench.targets import Target
 
@@ -35,6 +53,15 @@ another machine shows.
 - The server is in another namespace, behind a veth. The *floor* is that veth with nothing between: a namespace
   that speaks to the server directly. The MTU of the guest's link does not concern it.
 - Sender, receiver, relay and program share the CPUs.
+- UDP is measured by [tests/bench/datagrams.c](../tests/bench/datagrams.c) instead of iperf3, for {udp_seconds:g} s
+  after {udp_warm_up_s:g} s of warm-up. Datagrams are numbered, and each end counts for itself. A *flood* is one socket
+  that sends as fast as it can. What it sends too much has to be lost: neither a tap nor a veth makes a sender wait. The
+  losses at a rate are those of a sender that paces each datagram, and exchanges are lost that have no answer after
+  0.2 s. The receiver's own buffer is so large that it loses nothing: the floor shows that. Queries are DNS messages of
+  40 bytes to port 53, their answers have 120 bytes; one that has none after 1 s is lost. For them each program is
+  started afresh and runs alone: passt needs, on the host, the ports whose numbers the guest chooses.
+- While UDP is measured, the MTU of the veth is {uplink_mtu_bytes}, not {usual_uplink_mtu_bytes}: else the host's kernel
+  would fragment datagrams of 9000 bytes, and that would be measured. The MTU of the guest's link is 65520.
 
 ![Throughput, rates and CPU time]({plot})
 """
@@ -43,12 +70,29 @@ another machine shows.
 def page(results: Results, targets: list[Target], about: About, plot: str) -> str:
     """The whole document."""
     facts = dataclasses.asdict(about) | {
-        "versions": ", ".join(f"{name} {version}" for name, version in about.versions.items())
+        "versions": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
+        "udp_seconds": about.seconds * UDP_SHARE,
+        "udp_warm_up_s": WARM_UP_S,
+        "uplink_mtu_bytes": UPLINK_MTU_BYTES,
+        "usual_uplink_mtu_bytes": USUAL_UPLINK_MTU_BYTES,
     }
+    floods = [cell for cell in results.cells if isinstance(cell, Flood)]
     sections = {
         "Throughput, Gbit/s": table(results, [cell for cell in results.cells if isinstance(cell, Bulk)]),
+        "UDP: what arrives of a flood, Gbit/s": table(results, floods),
+        "UDP: what is lost (less is better)": table(
+            results,
+            [
+                *(flood.lost for flood in floods),
+                *(cell for cell in results.cells if isinstance(cell, Paced)),
+                *([UDP_RR_LOST] if UDP_RR in results.cells else []),
+            ],
+        ),
         "Exchanges of a byte, one after the other, a second": table(
             results, [cell for cell in results.cells if isinstance(cell, Rate)]
+        ),
+        f"UDP: {DNS.queries_per_s} queries a second, each from a new socket, as of DNS (less is better)": table(
+            results, [DNS, *beside(DNS)] if DNS in results.cells else []
         ),
         "CPU seconds of the program for a gigabyte (less is better)": table(
             results, [cell for cell in results.cells if isinstance(cell, Cpu)]
@@ -67,7 +111,8 @@ def page(results: Results, targets: list[Target], about: About, plot: str) -> st
 def table(results: Results, cells: Sequence[Cell]) -> list[str]:
     """Lines of a table: a row for each cell, a column for each program, and ours compared with the others'.
 
-    Nothing if there are no cells. A program of which there is nothing in any of them has no column.
+    Nothing if there are no cells. A program of which there is nothing in any of them has no column. Losses are not
+    compared.
     """
     if not cells:
         return []
@@ -76,22 +121,24 @@ def table(results: Results, cells: Sequence[Cell]) -> list[str]:
         for name in results.programs
         if any((samples := results.of(cell, name)).numbers or samples.failures for cell in cells)
     ]
-    compared = [name for name in COMPARED if name in programs and OURS in programs]
+    has_ratios = OURS in programs and any(cell.unit not in LOSSES for cell in cells)
+    compared = [name for name in COMPARED if name in programs and has_ratios]
     rows = [["", *programs, *(f"{OURS} / {name}" for name in compared)]]
     for cell in cells:
-        summaries = [summary(results.of(cell, name), is_rate=isinstance(cell, Rate)) for name in programs]
-        rows.append([cell.title, *summaries, *(_ratio(results.ratio(cell, OURS, name)) for name in compared)])
+        summaries = [summary(results.of(cell, name), is_whole=cell.unit in WHOLE) for name in programs]
+        ratios = [None if cell.unit in LOSSES else results.ratio(cell, OURS, name) for name in compared]
+        rows.append([cell.title, *summaries, *map(_ratio, ratios)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |" for row in rows]
     lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
     return lines
 
 
-def summary(samples: Samples, *, is_rate: bool = False) -> str:
+def summary(samples: Samples, *, is_whole: bool = False) -> str:
     """Median, smallest and largest; how often it failed."""
     if samples.median is None or samples.spread is None:
         return FAILED if samples.failures else NOT_MEASURED
-    number = _integer if is_rate else _decimal
+    number = _integer if is_whole else _decimal
     text = f"{number(samples.median)} ({number(samples.spread[0])}-{number(samples.spread[1])})"
     return f"{text}, {FAILED} {len(samples.failures)} times" if samples.failures else text
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.bench.cells import FLOOR, OURS, PASST, Bulk, Rate
+from tests.bench.cells import FLOOR, OURS, PASST, Beside, Bulk, Flood, Lookups, Paced, Rate
 from tests.bench.results import Results
 
 THROUGHPUT_RATIO = 1.0
 RATE_RATIO = 0.9
+FLOOD_RATIOS = {1400: 0.7, 9000: 1.0}
+"""By payload."""
+
+FLOOD_LOSS_POINTS, PACED_LOSS_POINTS = 2.0, 0.1
+"""More than passt's."""
+
 STEADY = 0.7
 """Smallest sample, of the median."""
 
@@ -40,6 +46,13 @@ def speed(results: Results) -> Iterator[Target]:
                 yield _not_slower(results, cell)
         elif isinstance(cell, Rate):
             yield _ratio(results, cell, RATE_RATIO)
+        elif isinstance(cell, Flood):
+            yield _ratio(results, cell, FLOOD_RATIOS[cell.payload_bytes])
+            yield _loss(results, cell.lost, FLOOD_LOSS_POINTS)
+        elif isinstance(cell, Paced):
+            yield _loss(results, cell, PACED_LOSS_POINTS)
+        elif isinstance(cell, Lookups):
+            yield _none_lost(results, cell)
 
 
 def scale(results: Results) -> Iterator[Target]:
@@ -59,13 +72,31 @@ def scale(results: Results) -> Iterator[Target]:
             yield Target("many connections", False, failure)
 
 
-def _ratio(results: Results, cell: Bulk | Rate, wanted: float) -> Target:
+def _ratio(results: Results, cell: Bulk | Rate | Flood, wanted: float) -> Target:
     ratio = results.ratio(cell, OURS, PASST)
     return Target(
         f"{cell.title}: ≥ {wanted:g} of {PASST}",
         None if ratio is None else ratio >= wanted,
         "not measured" if ratio is None else f"{ratio:.2f}",
     )
+
+
+def _loss(results: Results, cell: Paced | Beside, points: float) -> Target:
+    """In percent; as both may lose nothing, it is no ratio."""
+    ours, passts = results.of(cell, OURS).median, results.of(cell, PASST).median
+    name = f"{cell.title}: lost ≤ {PASST}'s + {points:g}"
+    if ours is None or passts is None:
+        return Target(name, None, "not measured")
+    return Target(name, ours <= passts + points, f"{ours:.2f} ({PASST}: {passts:.2f})")
+
+
+def _none_lost(results: Results, cell: Lookups) -> Target:
+    """In no round."""
+    samples, name = results.of(cell, OURS), f"{cell.queries_per_s} queries a second: none lost"
+    if not samples.numbers:
+        return Target(name, False if samples.failures else None, f"{len(samples.failures)} failures")
+    lost, asked = sum(samples.numbers), cell.query_count * len(samples.numbers)
+    return Target(name, lost == 0 and not samples.failures, f"{lost:.0f} of {asked}, {len(samples.failures)} failures")
 
 
 def _steady(results: Results, cell: Bulk) -> Target:

@@ -1,4 +1,4 @@
-"""Build the guest: Debian's cloud kernel, and an initramfs of busybox, iproute2, socat, iperf3, dhclient.
+"""Build the guest: Debian's cloud kernel, and an initramfs of busybox, and of the network programs in `PROGRAMS`.
 
 Nothing is installed on the machine that builds: packages are unpacked in a cache directory. The
 result is kept there under a key of the package versions and of this directory's own files, and used again
@@ -35,9 +35,13 @@ PROGRAMS = {
     "iproute2": ["bin/ip", "bin/ss", "sbin/tc"],
     "iputils-ping": ["bin/ping"],
     "isc-dhcp-client": ["sbin/dhclient", "sbin/dhclient-script"],
+    "rdate": ["usr/sbin/rdate"],
     "socat": ["usr/bin/socat"],
+    "traceroute": ["usr/bin/traceroute.db"],
     "util-linux": ["usr/bin/flock"],
 }
+# What Debian's alternatives would link when a package is installed.
+ALTERNATIVES = {"usr/bin/traceroute": "traceroute.db"}
 # Loaded in this order, each after the modules that it depends on; what is built into the kernel is skipped.
 MODULES = ["virtio_pci", "virtio_net", "virtio_console", "virtio_rng", "af_packet", "ipv6"]
 LIBRARY_DIRECTORIES = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
@@ -96,7 +100,9 @@ def _write_initramfs(root: Path, archive: CpioWriter) -> None:
     programs = [program for paths in PROGRAMS.values() for program in paths]
     for path in [*programs, *_libraries(root, programs)]:
         archive.add_file(path, (root / path).read_bytes(), 0o755)
-    for path in _busybox_links(root, programs):
+    for path, target in ALTERNATIVES.items():
+        archive.add_symlink(path, target)
+    for path in _busybox_links(root, [*programs, *ALTERNATIVES]):
         archive.add_symlink(path, "/bin/busybox")
     archive.add_symlink("bin/sh", "dash")
     archive.add_file("etc/dhcp/dhclient.conf", (root / "etc/dhcp/dhclient.conf").read_bytes())

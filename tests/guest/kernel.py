@@ -108,6 +108,10 @@ class KernelGuest:
             raise RuntimeError(f"{' '.join(command)}: status {result.returncode}: {result.stdout}{result.stderr}")
         return result.stdout
 
+    def device_index(self) -> int:
+        """The scope of a link-local address, which a socket's address is given as a number."""
+        return int(self.run("cat", f"/sys/class/net/{DEVICE}/ifindex"))
+
     def disconnect(self) -> str:
         """Leave the daemon; what the relay has counted, and if it ended by itself, why."""
         if self._relay.poll() is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +12,25 @@ DAEMON_MAC = "9a:55:9a:55:9a:55"
 CHECKSUM_FIELDS = ("ip", "tcp", "udp", "icmp", "icmpv6")
 CHECKSUM_BAD = "0"
 EXPERT_GROUP_MALFORMED = str(0x07000000)
-PREFERENCES = ("ip.check_checksum", "tcp.check_checksum", "udp.check_checksum")
+COLUMNS = (
+    *("frame.number", "frame.len", "frame.protocols", "_ws.expert.group"),
+    *(f"{protocol}.checksum.status" for protocol in CHECKSUM_FIELDS),
+    *("ip.flags.mf", "ip.frag_offset", "ip.reassembled_in", "ip.fragment.count"),
+    *("ipv6.fraghdr.nxt", "ipv6.reassembled.in", "ipv6.fragment.count"),
+    *("icmp.type", "icmpv6.type"),
+)
+TRUE = ("1", "True")
+ETHERNET_BYTES = 14
+ICMPV6_ERRORS = frozenset(f"icmpv6 {number}" for number in (1, 2, 3, 4))
+ICMPV6_ERROR_BYTES = 1280
+"""RFC 4443 section 2.4 (c): the least that a link must carry."""
 
+PREFERENCES = ("ip.check_checksum", "tcp.check_checksum", "udp.check_checksum")
 OUR_PROTOCOLS = frozenset(
-    {"frame", "eth", "ethertype", "arp", "ip", "ipv6", "icmp", "icmpv6", "igmp", "tcp", "udp", "dhcp", "dhcpv6", "data"}
+    {
+        *("frame", "eth", "ethertype", "arp", "ip", "ipv6", "ipv6.fraghdr", "icmp", "icmpv6", "igmp"),
+        *("tcp", "udp", "dhcp", "dhcpv6", "data"),
+    }
 )
 """What the daemon itself speaks. No other dissector is to look: what a test sends through a connection is only bytes,
 but if its port happens to be IRC's (any ephemeral port is somebody's), Wireshark finds it malformed."""
@@ -22,20 +38,23 @@ but if its port happens to be IRC's (any ephemeral port is somebody's), Wireshar
 
 @dataclass
 class Verdict:
-    """Frames that the daemon sent, counted by protocol, and what is wrong with them."""
+    """Frames that the daemon sent, counted by protocol, and what is wrong with them.
+
+    `kinds` counts what is rare: "ipv4 fragment" and "ipv6 fragment", and ICMP by type: "icmp 3", "icmpv6 128".
+    """
 
     protocols: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
 
 def examine(capture: Path) -> Verdict:
-    """Look at every frame from the daemon for bad checksums, and for what cannot be dissected."""
-    columns = ["frame.number", "frame.protocols", "_ws.expert.group"]
-    columns += [f"{protocol}.checksum.status" for protocol in CHECKSUM_FIELDS]
-    command = ["tshark", "-n", "-r", str(capture), "-Y", f"eth.src == {DAEMON_MAC}", "-T", "fields"]
+    """Look at every frame from the daemon for what cannot be dissected, for bad checksums (also of what an ICMP error
+    quotes), for fragments that make no datagram, and for ICMPv6 errors that are too long."""
+    command = ["tshark", "-n", "-2", "-r", str(capture), "-Y", f"eth.src == {DAEMON_MAC}", "-T", "fields"]
     for preference in PREFERENCES:
         command += ["-o", f"{preference}:TRUE"]
-    for column in columns:
+    for column in COLUMNS:
         command += ["-e", column]
     for protocol in _other_protocols():
         command += ["--disable-protocol", protocol]
@@ -44,14 +63,40 @@ def examine(capture: Path) -> Verdict:
         raise AssertionError(f"tshark cannot read {capture}: {result.stderr}")
     verdict = Verdict()
     for line in result.stdout.splitlines():
-        number, protocols, groups, *statuses = line.split("\t")
+        frame = dict(zip(COLUMNS, (values.split(",") for values in line.split("\t")), strict=True))
+        (protocols,) = frame["frame.protocols"]
         verdict.protocols.update(set(protocols.split(":")))
-        if EXPERT_GROUP_MALFORMED in groups.split(","):
-            verdict.problems.append(f"frame {number} ({protocols}): malformed")
-        for protocol, status in zip(CHECKSUM_FIELDS, statuses, strict=True):
-            if CHECKSUM_BAD in status.split(","):
-                verdict.problems.append(f"frame {number} ({protocols}): bad {protocol} checksum")
+        verdict.kinds.update(_kinds(frame))
+        verdict.problems += [f"frame {frame['frame.number'][0]} ({protocols}): {text}" for text in _problems(frame)]
     return verdict
+
+
+def _kinds(frame: dict[str, list[str]]) -> Iterator[str]:
+    """The first of a field's values is that of the outer header, if others are of a quoted packet."""
+    if frame["ip.flags.mf"][0] in TRUE or frame["ip.frag_offset"][0] not in ("", "0"):
+        yield "ipv4 fragment"
+    if frame["ipv6.fraghdr.nxt"][0] and "icmpv6:ipv6" not in frame["frame.protocols"][0]:
+        yield "ipv6 fragment"
+    for protocol in ("icmp", "icmpv6"):
+        if number := frame[f"{protocol}.type"][0]:
+            yield f"{protocol} {number}"
+
+
+def _problems(frame: dict[str, list[str]]) -> Iterator[str]:
+    if EXPERT_GROUP_MALFORMED in frame["_ws.expert.group"]:
+        yield "malformed"
+    for protocol in CHECKSUM_FIELDS:
+        if CHECKSUM_BAD in frame[f"{protocol}.checksum.status"]:
+            yield f"bad {protocol} checksum"
+    kinds = set(_kinds(frame))
+    for version, whole_in, count in (
+        ("ipv4", "ip.reassembled_in", "ip.fragment.count"),
+        ("ipv6", "ipv6.reassembled.in", "ipv6.fragment.count"),
+    ):
+        if f"{version} fragment" in kinds and not (frame[whole_in][0] or frame[count][0]):
+            yield "a fragment of what never is whole"
+    if kinds & ICMPV6_ERRORS and int(frame["frame.len"][0]) > ETHERNET_BYTES + ICMPV6_ERROR_BYTES:
+        yield f"an ICMPv6 error of more than {ICMPV6_ERROR_BYTES} bytes"
 
 
 def _other_protocols() -> list[str]:

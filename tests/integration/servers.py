@@ -20,6 +20,8 @@ from tests.integration.topology import Namespace
 
 CONNECTION_TIMEOUT_S = 60.0
 CHUNK = 1 << 18
+NTP_EPOCH_S = 2_208_988_800
+"""From 1900 to 1970."""
 
 Handler = Callable[[socket.socket], None]
 
@@ -31,6 +33,7 @@ class Served:
     address: str
     port: int
     peers: list[str] = field(default_factory=list)
+    peer_ports: list[int] = field(default_factory=list)
 
     @property
     def socat(self) -> str:
@@ -87,6 +90,7 @@ def tcp_server(namespace: Namespace, address: str, handler: Handler, port: int =
             while True:
                 connection, peer = listener.accept()
                 served.peers.append(peer[0])
+                served.peer_ports.append(peer[1])
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
     thread = threading.Thread(target=accept, daemon=True)
@@ -115,6 +119,7 @@ def udp_server(
             with contextlib.suppress(TimeoutError, ConnectionError):
                 request, peer = endpoint.recvfrom(65536)
                 served.peers.append(peer[0])
+                served.peer_ports.append(peer[1])
                 if (answer := reply(request)) is not None:
                     endpoint.sendto(answer, peer)
 
@@ -126,6 +131,20 @@ def udp_server(
         stopping.set()
         thread.join()
         endpoint.close()
+
+
+def udp_socket(namespace: Namespace, address: str, port: int = 0, *, timeout_s: float = 5.0) -> socket.socket:
+    """A bound socket, for tests that say themselves what is received and sent, and when; IPv6's takes no IPv4."""
+    endpoint = namespace.socket(family(address), socket.SOCK_DGRAM)
+    try:
+        if endpoint.family is socket.AF_INET6:
+            endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        endpoint.bind((address, port))
+    except BaseException:
+        endpoint.close()
+        raise
+    endpoint.settimeout(timeout_s)
+    return endpoint
 
 
 def receive_all(connection: socket.socket) -> bytes:
@@ -197,6 +216,15 @@ def resolver(addresses: dict[str, tuple[str, str]]) -> Callable[[bytes], bytes |
         return header + question + resource
 
     return answer
+
+
+def ntp(request: bytes) -> bytes:
+    """The time, by a server of stratum 1 (RFC 5905 section 7.3); it takes none from its receipt to its answer."""
+    now = struct.pack("!Q", int((time.time() + NTP_EPOCH_S) * 2**32))
+    leap_version_mode, stratum, poll, precision = 0 << 6 | 4 << 3 | 4, 1, 6, -20
+    header = struct.pack("!3BbII4s", leap_version_mode, stratum, poll, precision, 0, 0, b"TEST")
+    originate = request[40:48]
+    return header + now + originate + now + now
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """Fixtures of all tests that have a scripted guest."""
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 import trio
+from harness.own_namespace import own_namespace
 from harness.stage import V4, V6, Family, Stage, on_stage
 from trio.testing import MockClock
 
@@ -49,6 +51,15 @@ def peek_offset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """With the kernel's help in peeking, and without."""
     if not request.param:
         monkeypatch.setattr(flow, "has_peek_offset", lambda _family: False)
+
+
+@pytest.fixture
+def namespace() -> Iterator[None]:
+    """The test's sockets are in a network namespace of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for a namespace of its own")
+    with own_namespace():
+        yield
 
 
 @pytest.fixture

@@ -42,16 +42,37 @@ async def rest(until: float) -> None:
     await _Rest(until)
 
 
+def at_once(callback: Callable[[], None]) -> None:
+    """What is not urgent, either."""
+    callback()
+
+
 class Life:
     """A coroutine that awaits nothing but `rest`, and the task's side of it (`run`).
 
-    `begin` makes it, when it is to begin.
+    `begin` makes it, when it is to begin.  `later` calls back when there is time: that it has ended is nothing urgent.
     """
 
-    __slots__ = ("_alarm", "_begin", "_coroutine", "_error", "_is_awake", "_is_over", "_rung", "_task_bell", "_until")
+    __slots__ = (
+        "_alarm",
+        "_begin",
+        "_coroutine",
+        "_error",
+        "_is_awake",
+        "_is_over",
+        "_later",
+        "_rung",
+        "_task_bell",
+        "_until",
+    )
 
-    def __init__(self, begin: Callable[[], Coroutine[float, None, None]]) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], Coroutine[float, None, None]],
+        later: Callable[[Callable[[], None]], None] = at_once,
+    ) -> None:
         self._begin = begin
+        self._later = later
         self._coroutine: Coroutine[float, None, None] | None = None
         self._until = math.inf
         self._is_awake = False
@@ -72,6 +93,17 @@ class Life:
             self._rung = True
         elif self._until != SOON and not self._is_over:
             self._resume()
+            self._tell_task()
+
+    def fail(self, error: Exception) -> None:
+        """Something that was done for it, outside of it, has raised: it ends as if it had raised that itself."""
+        if self._is_awake:
+            raise error
+        if not self._is_over:
+            self._is_over = True
+            self._error = error
+            if self._coroutine is not None:
+                self._coroutine.close()
             self._tell_task()
 
     def _resume(self) -> None:
@@ -95,7 +127,9 @@ class Life:
         """Wake the task if it has something to do; a later time to rest until it finds out by itself."""
         if self._alarm is None:
             return
-        if self._is_over or self._until == SOON:
+        if self._is_over:
+            self._later(self._task_bell.ring)
+        elif self._until == SOON:
             self._task_bell.ring()
         elif self._until < self._alarm.deadline:
             self._alarm.deadline = self._until
@@ -103,7 +137,7 @@ class Life:
     async def run(self) -> None:
         """Begin, if nobody has rung yet; return when it has ended, or raise what it raised."""
         try:
-            if self._coroutine is None:
+            if self._coroutine is None and not self._is_over:
                 self._resume()
             while not self._is_over:
                 if self._until == SOON:

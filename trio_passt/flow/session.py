@@ -1,7 +1,8 @@
 """What all flows of one guest connection share."""
 
+import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from attrs import field, frozen
@@ -10,8 +11,10 @@ from trio_passt.config import GuestNetwork
 from trio_passt.flow.budget import Budget
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.translate import AddressMap
+from trio_passt.host.datagrams import DatagramBuffer
 from trio_passt.host.readiness import Readiness
 from trio_passt.host.seldom import SeldomLog
+from trio_passt.wire import fragment
 from trio_passt.wire.frames import Capabilities, FrameRun
 
 WAITING_DATAGRAM_BYTES = 16 * 1024 * 1024
@@ -56,7 +59,9 @@ class Session:
 
     `scratch` is the buffer that all of them peek and receive into, each within one step that does not await.  `drops`
     counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).  `datagrams` bounds what
-    may wait for a full link.  `exhaustion` says, now and then, that the host has no descriptors left.
+    may wait for a full link.  `buffer` is for what datagram sockets have, as `scratch` for streams; `identifications`
+    number the datagrams that go to the guest in fragments.  `exhaustion` says, now and then, that the host has no
+    descriptors left.
     """
 
     link: FrameSink
@@ -67,5 +72,7 @@ class Session:
     drops: Counter[str]
     scratch: memoryview
     secret: bytes
+    buffer: DatagramBuffer = field(factory=DatagramBuffer)
+    identifications: Iterator[int] = field(factory=lambda: fragment.identifications(secrets.randbits(32)))
     exhaustion: SeldomLog = field(factory=SeldomLog)
     datagrams: Budget = field(factory=lambda: Budget(WAITING_DATAGRAM_BYTES))

@@ -6,11 +6,14 @@ Cancellation is the guest session's end.
 """
 
 import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import trio
 
 from trio_passt.flow.key import FlowKey
+from trio_passt.flow.life import at_once
 from trio_passt.host.seldom import SeldomLog
 
 log = logging.getLogger("trio_passt.flow")
@@ -55,13 +58,20 @@ class FlowLimit:
 class FlowTable(Generic[F]):
     """Flows by key, each running as a task in the guest session's nursery."""
 
-    def __init__(self, nursery: trio.Nursery, limit: FlowLimit) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, limit: FlowLimit, later: Callable[[Callable[[], None]], None] = at_once
+    ) -> None:
+        """`later` calls back when there is time: a flow's life begins without its task."""
         self._nursery = nursery
+        self._later = later
         self._limit = limit
         self._flows: dict[tuple[bytes, int, bytes, int], F] = {}
 
     def __len__(self) -> int:
         return len(self._flows)
+
+    def __iter__(self) -> Iterator[F]:
+        return iter(self._flows.values())
 
     def get(self, key: tuple[bytes, int, bytes, int]) -> F | None:
         """The running flow with this key, given as `FlowKey` or as a tuple that equals it."""
@@ -74,7 +84,7 @@ class FlowTable(Generic[F]):
         assert flow.key not in self._flows
         self._flows[flow.key] = flow
         self._limit.count += 1
-        self._nursery.start_soon(self._supervise, flow)
+        self._later(partial(self._nursery.start_soon, self._supervise, flow))
         return True
 
     def forget(self, flow: F) -> None:

@@ -2,7 +2,8 @@
 
 A listening TCP socket gives connections, a UDP socket datagrams; both are handed to whoever is `Receiver` at the
 moment: the guest session, if there is one.  With no guest there is nobody to answer: a connection is reset, a
-datagram dropped.
+datagram dropped.  A guest that is there but takes no more leaves datagrams where they are, in the sockets' receive
+buffers.
 """
 
 import errno
@@ -15,20 +16,20 @@ from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol as TypingProtocol
 
-from attrs import frozen
-
 from trio_passt.config import PortForward, Protocol
 from trio_passt.errors import StartupError
-from trio_passt.host import sockets
+from trio_passt.host import error_queue, sockets
+from trio_passt.host.datagrams import IP_PKTINFO, SLOTS, Ancillary, DatagramBuffer, expect_bulk
 from trio_passt.host.endpoint import Endpoint
-from trio_passt.host.readiness import READABLE, Readiness
+from trio_passt.host.error_queue import DatagramError
+from trio_passt.host.readiness import ERROR, READABLE, Readiness
 from trio_passt.host.seldom import SeldomLog
 from trio_passt.wire.checksum import Buffer
+from trio_passt.wire.datagrams import Train
 
 log = logging.getLogger("trio_passt.ports")
 
 ACCEPTS_PER_TURN = 64
-DATAGRAMS_PER_TURN = 64
 """A busy port gets its turn and then others do; the epoll is level-triggered, so nothing is forgotten."""
 
 BACKLOG = 1024
@@ -37,31 +38,38 @@ BACKLOG = 1024
 NO_DESCRIPTORS_PAUSE_S = 0.1
 """Out of descriptors, a connection stays in the backlog and its socket readable; this keeps that from spinning."""
 
-DATAGRAM_BYTES = 65535
-_ANCILLARY_BYTES = socket.CMSG_SPACE(20) * 2
 _PKTINFO4 = struct.Struct("=i4s4s")
 _PKTINFO6 = struct.Struct("=16si")
-_IP_PKTINFO = 8  # linux/in.h; not in Python 3.11's socket module
 
 
 _MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 _WILDCARD = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
-@frozen(eq=False)
 class UdpPort:
     """A bound UDP socket, and the guest's port that it forwards to."""
 
-    socket: socket.socket
-    target: int
+    __slots__ = ("_listeners", "socket", "target")
 
-    def send(self, payload: Buffer, peer: Endpoint, source: bytes) -> None:
-        """Send a datagram to `peer` from the packed local address `source` (IP_PKTINFO).  Raises OSError."""
-        if len(source) == 4:
-            control = (socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, source, bytes(4)))
-        else:
-            control = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source, peer.scope_id))
-        self.socket.sendmsg([payload], [control], 0, peer.sockaddr())
+    def __init__(self, sock: socket.socket, target: int, listeners: "PortListeners") -> None:
+        self.socket = sock
+        self.target = target
+        self._listeners = listeners
+
+    def send(self, payloads: Sequence[Buffer], ancillary: Ancillary, peer: Endpoint, source: bytes) -> None:
+        """One `sendmsg` to `peer` from the packed local address `source` (IP_PKTINFO), or, if that is all zeros, from
+        one of the kernel's choice.  Raises OSError."""
+        if any(source):
+            if len(source) == 4:
+                chosen = (socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, source, bytes(4)))
+            else:
+                chosen = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source, peer.scope_id))
+            ancillary = [*ancillary, chosen]
+        self.socket.sendmsg(payloads, ancillary, 0, peer.sockaddr())
+
+    def on_errors(self) -> None:
+        """The error queue may have something."""
+        self._listeners.read_errors(self)
 
 
 class Receiver(TypingProtocol):
@@ -70,15 +78,30 @@ class Receiver(TypingProtocol):
     def on_connection(self, host: socket.socket, peer: Endpoint, target: int) -> None:
         """An accepted, non-blocking socket, the receiver's from now on; `target` is the guest's port."""
 
-    def on_datagram(self, port: UdpPort, peer: Endpoint, local: bytes, payload: bytes) -> None:
-        """A datagram from `peer` to the packed host address `local`."""
+    def on_datagrams(
+        self, port: UdpPort, peer: Endpoint, local: bytes, buffer: memoryview, trains: list[Train]
+    ) -> None:
+        """Datagrams from `peer` to the packed host address `local`, in a buffer that is used again."""
+
+    def on_datagram_error(self, port: UdpPort, error: DatagramError) -> None:
+        """An error about a datagram that was sent through this port."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it can take no datagrams now."""
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back once when it can."""
 
 
 class PortListeners:
     """Every forwarded port's sockets.  `receiver` is set while a guest is there."""
 
     def __init__(self, readiness: Readiness, sockets_to_close: ExitStack) -> None:
-        self.receiver: Receiver | None = None
+        self._receiver: Receiver | None = None
+        self._parked: dict[UdpPort, None] = {}
+        self._udp_ports: dict[tuple[int, int], UdpPort] = {}
+        self._buffer = DatagramBuffer()
         self._readiness = readiness
         self._sockets = sockets_to_close
         self._exhaustion = SeldomLog()
@@ -101,6 +124,20 @@ class PortListeners:
                 listeners._bind(forward, [family for family in _families(forward) if family in families])
             listeners._sockets = opened.pop_all()
             return listeners
+
+    @property
+    def receiver(self) -> Receiver | None:
+        """The guest session, while there is one."""
+        return self._receiver
+
+    @receiver.setter
+    def receiver(self, receiver: Receiver | None) -> None:
+        self._receiver = receiver
+        self._unpark()
+
+    def udp_port(self, target: int, address_bytes: int) -> UdpPort | None:
+        """The port that is forwarded to the guest's `target`, of IPv4 (4) or IPv6 (16), if it has any local address."""
+        return self._udp_ports.get((target, address_bytes))
 
     async def run(self) -> None:
         """Accept and receive until cancelled."""
@@ -142,8 +179,10 @@ class PortListeners:
                 sock.listen(BACKLOG)
                 self._watch(sock, lambda: self._accept(sock, forward.target))
             else:
-                port = UdpPort(sock, forward.target)
-                self._watch(sock, lambda: self._receive(port))
+                port = UdpPort(sock, forward.target, self)
+                self._watch_port(port)
+                if forward.address is None:
+                    self._udp_ports.setdefault((forward.target, 4 if family == socket.AF_INET else 16), port)
         except BaseException:
             sock.close()
             raise
@@ -151,6 +190,14 @@ class PortListeners:
 
     def _watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
         self._readiness.watch(sock.fileno(), lambda _mask: on_readable(), events=READABLE, edge_triggered=False)
+
+    def _watch_port(self, port: UdpPort) -> None:
+        self._readiness.watch(
+            port.socket.fileno(),
+            lambda mask: self._on_port_event(port, mask),
+            events=READABLE,
+            edge_triggered=False,
+        )
 
     def _accept(self, listener: socket.socket, target: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -175,18 +222,46 @@ class PortListeners:
                 log.debug("connection from %s: %s", name, error)
                 sockets.reset(host)
 
+    def _on_port_event(self, port: UdpPort, mask: int) -> None:
+        if mask & ERROR:
+            self.read_errors(port)
+        if mask & READABLE:
+            self._receive(port)
+
     def _receive(self, port: UdpPort) -> None:
-        for _ in range(DATAGRAMS_PER_TURN):
-            try:
-                payload, ancillary, _flags, name = port.socket.recvmsg(DATAGRAM_BYTES, _ANCILLARY_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:  # an ICMP error for an earlier reply
-                log.debug("forwarded UDP port: %s", error)
-                continue
-            local = _local_address(ancillary)
-            if self.receiver is not None and local is not None:
-                self.receiver.on_datagram(port, Endpoint.of(name), local, payload)
+        receiver = self._receiver
+        if receiver is not None and receiver.is_full:
+            self._park(port, receiver)
+            return
+        try:
+            received = self._buffer.read_named(port.socket, SLOTS)
+        except BlockingIOError:
+            return
+        except OSError:  # about an earlier reply
+            self.read_errors(port)
+            return
+        if receiver is not None:
+            for peer, local, trains in received:
+                receiver.on_datagrams(port, peer, local, self._buffer.view, trains)
+
+    def read_errors(self, port: UdpPort) -> None:
+        """What the network said about datagrams that were sent through this port."""
+        for error in error_queue.read_all(port.socket):
+            if self._receiver is not None:
+                self._receiver.on_datagram_error(port, error)
+
+    def _park(self, port: UdpPort, receiver: Receiver) -> None:
+        """Do not look at it until the guest takes datagrams again."""
+        self._readiness.forget(port.socket.fileno())
+        if not self._parked:
+            receiver.when_ready(self._unpark)
+        self._parked[port] = None
+
+    def _unpark(self) -> None:
+        parked, self._parked = self._parked, {}
+        for port in parked:
+            if port.socket.fileno() >= 0:
+                self._watch_port(port)
 
 
 def _prepare(sock: socket.socket, family: socket.AddressFamily, is_tcp: bool) -> None:
@@ -195,10 +270,13 @@ def _prepare(sock: socket.socket, family: socket.AddressFamily, is_tcp: bool) ->
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if is_tcp:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    elif family == socket.AF_INET6:
+        return
+    if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     else:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    error_queue.enable(sock)
+    expect_bulk(sock)
 
 
 def _families(forward: PortForward) -> list[socket.AddressFamily]:
@@ -209,17 +287,6 @@ def _families(forward: PortForward) -> list[socket.AddressFamily]:
             return [socket.AF_INET6]
         case _:
             return [socket.AF_INET, socket.AF_INET6]
-
-
-def _local_address(ancillary: list[tuple[int, int, bytes]]) -> bytes | None:
-    """The packed local address of a datagram (ip(7), ipv6(7): PKTINFO): a good source for the reply, also to a
-    broadcast."""
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            return bytes(_PKTINFO4.unpack(data[: _PKTINFO4.size])[1])
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            return bytes(_PKTINFO6.unpack(data[: _PKTINFO6.size])[0])
-    return None
 
 
 def _explain(error: OSError, port: int) -> str:

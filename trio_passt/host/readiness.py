@@ -11,6 +11,9 @@ anything to do: no task that could run, none that waits to write, no deadline in
 would do at that moment, only nearer.  Every `LINGER_MOST_S` Trio gets to look for itself; so a deadline that an event
 brings about may be met so much later.
 
+What is not urgent waits for that (`later`): a new flow's task, and the end of one.  Each would be a round through the
+scheduler for every connection that is opened and closed; so it is one for all of the last few milliseconds.
+
 To be woken by the kernel costs time, too, and caches that another process has filled meanwhile.  So where the last
 answer came within `SPIN_S`, the next one is polled for as long, on a machine with more than one processor, before the
 kernel is asked to wake us.  One that does not come in time ends this until answers are quick again: no more than that
@@ -80,6 +83,8 @@ class Readiness:
         self._has_processor = len(os.sched_getaffinity(0)) > 1
         self._spins = False
         self._moved_bytes = 0
+        self._is_delivering = False
+        self._later: list[Callable[[], None]] = []
 
     def watch(self, fd: int, on_event: Callable[[int], None], *, events: int, edge_triggered: bool = True) -> None:
         """Call `on_event(mask)` when any of `events` happens at `fd`; errors are always reported.
@@ -103,6 +108,13 @@ class Readiness:
         """Say, from a callback, that so many bytes went from one side to the other."""
         self._moved_bytes += count
 
+    def later(self, callback: Callable[[], None]) -> None:
+        """Call back when it is Trio's turn anyway, soon; at once, if no event is being delivered."""
+        if self._is_delivering:
+            self._later.append(callback)
+        else:
+            callback()
+
     async def run(self) -> None:
         """Deliver events until cancelled.  A callback that raises is a bug: it is logged, and its socket forgotten."""
         if self._lingers:
@@ -113,12 +125,22 @@ class Readiness:
                     pause_s, self._pause_s = self._pause_s, 0.0
                     await trio.sleep(pause_s)
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                self._deliver(0)
-                if self._lingers:
-                    self._linger()
+                self._is_delivering = True
+                try:
+                    self._deliver(0)
+                    if self._lingers:
+                        self._linger()
+                finally:
+                    self._is_delivering = False
+                    self._do_what_was_left()
         finally:
             if self._lingers:
                 trio.lowlevel.remove_instrument(self._others)
+
+    def _do_what_was_left(self) -> None:
+        later, self._later = self._later, []
+        for callback in later:
+            callback()
 
     def _linger(self) -> None:
         """Deliver what comes next, for as long as it comes quickly and nobody else is kept waiting."""

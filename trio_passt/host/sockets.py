@@ -7,17 +7,22 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import socket
 import struct
 import sys
 import termios
+from collections.abc import Sequence
 
+from trio_passt.host import error_queue
 from trio_passt.host.endpoint import Endpoint
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of a host that has no more descriptors, or memory for sockets."""
 
-SO_PEEK_OFF = 42  # asm-generic/socket.h; not in Python's socket module
+SO_PEEK_OFF, SO_MEMINFO = 42, 55  # asm-generic/socket.h; not in Python's socket module
+_MEMINFO_BYTES, _MEMINFO_DROPS_AT = 36, 32
+"""Nine numbers (linux/sock_diag.h), the last of which are the drops."""
 
 _TCP_INFO_BYTES = 104
 _TCP_INFO_RTT_AT = 68
@@ -110,6 +115,7 @@ def open_ping(address_bytes: int, identifier: int) -> socket.socket:
     else:
         family, protocol, wildcard = socket.AF_INET6, socket.IPPROTO_ICMPV6, "::"
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+    error_queue.enable(sock)
     # Ping sockets are born with it, and then several may share an identifier, and one gets the replies to all.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     try:
@@ -123,12 +129,62 @@ def open_ping(address_bytes: int, identifier: int) -> socket.socket:
     return sock
 
 
-def open_udp(peer: Endpoint) -> socket.socket:
-    """A UDP socket connected to `peer`: only that peer's datagrams and errors come back."""
+def open_udp(peer: Endpoint, port: int = 0, sharing: Sequence[socket.socket] = ()) -> tuple[socket.socket, bool]:
+    """A UDP socket connected to `peer`: only that peer's datagrams, and errors about what it was sent, come back.
+
+    And whether it has the local `port`, which it has if that is free; else it has one of the kernel's choice.  Sockets
+    of ours in `sharing` may have it already, each with another peer: the kernel tells them apart.  They agree to it
+    (socket(7), SO_REUSEPORT), which holds for sockets of this user only.
+    """
     sock = socket.socket(peer.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
+        has_port = port != 0 and _bind(sock, port, sharing)
+        error_queue.enable(sock)
         sock.connect(peer.sockaddr())
+        if has_port:
+            _forget_received(sock)
     except BaseException:
         sock.close()
         raise
-    return sock
+    return sock, has_port
+
+
+def _bind(sock: socket.socket, port: int, sharing: Sequence[socket.socket]) -> bool:
+    try:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the same port of IPv4 is another flow's
+        for one in (*sharing, sock) if sharing else ():
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("", port))
+    except OSError:
+        return False
+    return True
+
+
+def _forget_received(sock: socket.socket) -> None:
+    """Between bind and connect, datagrams of anybody may have come."""
+    with contextlib.suppress(OSError):
+        while True:
+            sock.recv(1)
+
+
+def set_hop_limit(sock: socket.socket, hop_limit: int) -> None:
+    """What leaves from now on lives for so many hops (ip(7), IP_TTL; ipv6(7), IPV6_UNICAST_HOPS), 1 to 255."""
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hop_limit)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hop_limit)
+
+
+def descriptor_limit() -> int:
+    """How many files this process may have open (getrlimit(2), RLIMIT_NOFILE, the soft one)."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def overflowed_datagrams(sock: socket.socket) -> int:
+    """How many datagrams the kernel has dropped since the receive buffer was full (socket(7), SO_MEMINFO)."""
+    try:
+        info = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO_BYTES)
+    except OSError:
+        return 0
+    return int.from_bytes(info[_MEMINFO_DROPS_AT : _MEMINFO_DROPS_AT + 4], sys.byteorder)

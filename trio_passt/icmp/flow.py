@@ -1,23 +1,31 @@
 """Echo flows: the guest's pings through the host's ping sockets (icmp(7): "ICMP datagram sockets").
 
 A flow is one identifier of the guest and one remote.  The host socket gets the same identifier if it is free, so that
-a capture on the host's side shows the guest's; the guest gets its own back in any case.  Without permission to open
-ping sockets only the address that stands for the host is answered: by us, since it is the host that would answer.
+a capture on the host's side shows the guest's; the guest gets its own back in any case.  It has the guest's hop limit,
+too, and what routers say of a request is told the guest as said of its own: so `traceroute -I` shows the real path.
+
+Without permission to open ping sockets only the address that stands for the host is answered: by us, since it is the
+host that would answer.
 """
 
 import functools
 import logging
+import os
 import socket
 from collections import deque
 
 import trio
 
-from trio_passt.flow.doorbell import Doorbell
+from trio_passt.flow import packets
 from trio_passt.flow.key import FlowKey
+from trio_passt.flow.life import Life, rest
+from trio_passt.flow.reports import report_error, report_failure
 from trio_passt.flow.session import Session
-from trio_passt.host import readiness, sockets
+from trio_passt.host import error_queue, readiness, sockets
 from trio_passt.host.endpoint import Endpoint
-from trio_passt.wire import frames, icmp, ip
+from trio_passt.host.error_queue import DatagramError
+from trio_passt.wire import icmp, ip
+from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.icmp import Echo, IcmpMessage, IcmpType, Icmpv6Type
 from trio_passt.wire.ip import IPProtocol
 
@@ -28,7 +36,26 @@ IDLE_S = 60.0
 
 INBOX_REQUESTS = 64
 REPLIES_PER_TURN = 64
+
+REMEMBERED_REQUESTS = 32
+"""What an error quotes of a request may be as little as 8 bytes.  So many are remembered, as far as they can be quoted:
+a traceroute has 16 under way at a time."""
+
+HOP_LIMIT = 64
+"""Of a socket that was not told otherwise (ip(7), IP_TTL)."""
+
 _DATAGRAM_BYTES = 65535
+
+
+class EchoRequest:
+    """A request of the guest's, and the beginning of the IP packet that it came in."""
+
+    __slots__ = ("echo", "hop_limit", "packet")
+
+    def __init__(self, echo: Echo, hop_limit: int, packet: Buffer) -> None:
+        self.echo = echo
+        self.hop_limit = hop_limit
+        self.packet = bytes(packet[: icmp.QUOTED_BYTES[4 if packet[0] >> 4 == 4 else 16]])
 
 
 class EchoFlow:
@@ -39,43 +66,62 @@ class EchoFlow:
 
     def __init__(self, session: Session, key: FlowKey, on_host: Endpoint, *, is_local: bool) -> None:
         self.key = key
+        self.active_at = trio.current_time()
         self._session = session
         self._on_host = on_host
         self._is_local = is_local
-        self._doorbell = Doorbell()
-        self._requests: deque[Echo] = deque()
+        self._life = Life(self._live, session.readiness.later)
+        self._requests: deque[EchoRequest] = deque()
+        self._remembered: dict[int, bytes] = {}
         self._host: socket.socket | None = None
+        self._hop_limit = HOP_LIMIT
+        self._host_events = 0
+        self._is_ended = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its life has ended, though its task may not have found out yet: it takes no requests any more."""
+        return self._life.is_over
 
     async def run(self) -> None:
         """Pass requests and replies on until there are none for a while."""
-        try:
-            self._open()
-            is_rung = True
-            while is_rung:
-                self._pass_requests()
-                self._pass_replies()
-                is_rung = await self._doorbell.wait_until(trio.current_time() + IDLE_S)
-        except OSError as error:
-            self._session.drops[f"echo: {error.strerror}"] += 1
-            log.debug("%s: %s", self.key, error)
-        finally:
-            if self._host is not None:
-                self._session.readiness.forget(self._host.fileno())
-                self._host.close()
+        await self._life.run()
 
-    def deliver(self, request: Echo) -> None:
+    def deliver(self, request: EchoRequest) -> None:
         """An echo request from the guest; call `wake` after the last one of a batch."""
         if len(self._requests) >= INBOX_REQUESTS:
-            self._session.drops["echo: too many requests at once"] += 1
+            self._drop("echo: too many requests at once")
         else:
             self._requests.append(request)
 
     def wake(self) -> None:
-        """There is a request."""
-        self._doorbell.ring()
+        """There is a request; or, of a new flow: it may begin at once."""
+        self._life.ring()
+
+    def end(self) -> None:
+        """End it now: there have to be fewer."""
+        self._is_ended = True
+        self._life.ring()
 
     def abandon(self) -> None:
         """Nothing to tell: an echo that stays out says it."""
+
+    async def _live(self) -> None:
+        try:
+            self._open()
+            while (until := self._take_turn()) is not None:
+                await rest(until)
+        except OSError as error:
+            self._drop(f"echo: {error.strerror}")
+            log.debug("%s: %s", self.key, error)
+            if self._requests:
+                self._report_failure(error, self._requests[-1])
+        finally:
+            self._requests.clear()
+            if self._host is not None:
+                self._session.readiness.forget(self._host.fileno())
+                self._host.close()
+                self._host = None
 
     def _open(self) -> None:
         try:
@@ -85,55 +131,113 @@ class EchoFlow:
             return
         self._host.connect(self._on_host.sockaddr())
         self._session.readiness.watch(
-            self._host.fileno(), lambda _mask: self._doorbell.ring(), events=readiness.READABLE
+            self._host.fileno(), self._on_host_event, events=readiness.READABLE, edge_triggered=False
         )
 
-    def _pass_requests(self) -> None:
+    def _on_host_event(self, mask: int) -> None:
+        self._host_events = mask
+        self._life.ring()
+
+    def _take_turn(self) -> float | None:
+        """All that can be done now; the time at which it will have been idle, `None` at the end."""
+        now = trio.current_time()
+        if self._requests or self._host_events:
+            self.active_at = now
         while self._requests:
-            request = self._requests.popleft()
-            if self._host is None:
-                if self._is_local:
-                    self._send_to_guest(request)
-                else:
-                    self._session.drops["echo: no permission for ping sockets"] += 1
-                continue
-            message = icmp.echo_request(len(self.key.remote), request)
+            self._pass_request(self._requests.popleft())
+        events, self._host_events = self._host_events, 0
+        if events & readiness.ERROR:
+            self._read_errors()
+        if events & readiness.READABLE:
+            self._pass_replies()
+        due = self.active_at + IDLE_S
+        return None if self._is_ended or now >= due else due
+
+    def _pass_request(self, request: EchoRequest) -> None:
+        if self._host is None:
+            if self._is_local:
+                self._send_to_guest(request.echo)
+            else:
+                self._drop("echo: no permission for ping sockets")
+            return
+        if request.hop_limit != self._hop_limit:
+            sockets.set_hop_limit(self._host, request.hop_limit)
+            self._hop_limit = request.hop_limit
+        self._remember(request)
+        message = icmp.echo_request(len(self.key.remote), request.echo)
+        for is_last in (False, True):
             try:  # the kernel fills in the checksum, and the socket's identifier
                 self._host.send(bytes((message.type, message.code, 0, 0)) + message.body)
             except OSError as error:
-                self._session.drops[f"echo: {error.strerror}"] += 1
+                self._read_errors()
+                if not is_last:
+                    continue  # it may have been an earlier request's error
+                self._drop(f"echo: {error.strerror}")
+                self._report_failure(error, request)
+            return
+
+    def _remember(self, request: EchoRequest) -> None:
+        self._remembered.pop(request.echo.sequence, None)
+        self._remembered[request.echo.sequence] = request.packet
+        if len(self._remembered) > REMEMBERED_REQUESTS:
+            del self._remembered[next(iter(self._remembered))]
 
     def _pass_replies(self) -> None:
-        if self._host is None:
-            return
+        assert self._host is not None
         for _ in range(REPLIES_PER_TURN):
             try:
                 packet, name = self._host.recvfrom(_DATAGRAM_BYTES)
             except BlockingIOError:
                 return
-            except OSError as error:  # an ICMP error for an earlier request
-                self._session.drops[f"echo: {error.strerror}"] += 1
-                continue
+            except OSError:  # about an earlier request
+                self._read_errors()
+                return
             if Endpoint.of(name).address != self._on_host.address:
                 continue  # connected or not, a ping socket takes replies from anybody
             if len(packet) >= icmp.ECHO_HEADER_BYTES and packet[0] in (IcmpType.ECHO_REPLY, Icmpv6Type.ECHO_REPLY):
                 self._send_to_guest(
                     icmp.parse_echo(IcmpMessage(packet[0], packet[1], memoryview(packet)[icmp.HEADER_BYTES :]))
                 )
-        self._doorbell.ring()
 
     def _send_to_guest(self, reply: Echo) -> None:
-        session, remote, guest = self._session, self.key.remote, self.key.guest
+        remote, guest = self.key.remote, self.key.guest
         reply = Echo(self.key.guest_port, reply.sequence, reply.data)
-        protocol = IPProtocol.ICMP if len(remote) == 4 else IPProtocol.ICMPV6
         message = icmp.emit(remote, guest, icmp.echo_reply(len(remote), reply))
-        packet = ip.emit_packet(remote, guest, protocol, message)
-        if len(packet) > session.network.link_mtu_bytes:
-            session.drops["echo: larger than the guest's MTU"] += 1
-        elif not session.link.send(
-            [frames.single(ip.frame_packet(session.network.host_mac, session.guest.mac, packet))]
-        ):
-            session.drops["echo: link to the guest full"] += 1
+        if not packets.send(self._session, remote, guest, self._protocol, message):
+            self._drop("echo: link to the guest full")
+
+    @property
+    def _protocol(self) -> IPProtocol:
+        return IPProtocol.ICMP if len(self.key.remote) == 4 else IPProtocol.ICMPV6
+
+    # -- errors --------------------------------------------------------------------------------------------------------
+
+    def _read_errors(self) -> None:
+        """Tell the guest what the network said about its requests."""
+        assert self._host is not None
+        for error in error_queue.read_all(self._host):
+            self._drop(f"echo: {os.strerror(error.number)}")
+            packet = self._packet_with(error)
+            if packet is not None:
+                report_error(self._session, self.key.remote, self.key.guest, error, packet)
+
+    def _packet_with(self, error: DatagramError) -> bytes | None:
+        """The guest's IP packet, or its beginning, of which `error` quotes the echo request."""
+        quoted = error.quoted
+        if len(quoted) < icmp.ECHO_HEADER_BYTES:
+            return None
+        sequence = int.from_bytes(quoted[6:8], "big")
+        if sequence in self._remembered:
+            return self._remembered[sequence]
+        guest, remote = self.key.guest, self.key.remote
+        request = icmp.echo_request(len(remote), Echo(self.key.guest_port, sequence, quoted[icmp.ECHO_HEADER_BYTES :]))
+        return ip.emit_packet(guest, remote, self._protocol, icmp.emit(guest, remote, request))
+
+    def _report_failure(self, error: OSError, request: EchoRequest) -> None:
+        report_failure(self._session, self.key.remote, self.key.guest, error.errno or 0, request.packet)
+
+    def _drop(self, reason: str) -> None:
+        self._session.drops[reason] += 1
 
 
 def check_permission() -> None:

@@ -59,6 +59,7 @@ import trio
 
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.life import SOON, Life, rest
+from trio_passt.flow.reports import report_failure
 from trio_passt.flow.session import Session
 from trio_passt.host import readiness, sockets
 from trio_passt.host.endpoint import Endpoint
@@ -69,7 +70,7 @@ from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, FromGuest
 from trio_passt.tcp.opening import Opening, Verdict
 from trio_passt.tcp.output import Output
 from trio_passt.tcp.to_guest import ToGuest
-from trio_passt.wire import frames, icmp, ip, tcp
+from trio_passt.wire import ip, tcp
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.tcp import TcpSegment
 
@@ -104,7 +105,7 @@ class TcpFlow:
     def __init__(self, session: Session, key: FlowKey) -> None:
         self.key = key
         self._session = session
-        self._life = Life(self._live)
+        self._life = Life(self._live, session.readiness.later)
         self._output = Output(session, key, self._life.ring)
         self._inbox: deque[TcpSegment] = deque()
         self._initial_seq = handshake.initial_sequence(session.secret, key, time.monotonic_ns())
@@ -363,13 +364,7 @@ class TcpFlow:
         """Before the reset, which means "refused" to a guest, the ICMP error that says what really happened."""
         key, session = self.key, self._session
         packet = ip.emit_packet(key.guest, key.remote, IPProtocol.TCP, tcp.emit(key.guest, key.remote, syn))
-        message = icmp.unreachable(number, packet)
-        if message is None:
-            return
-        router = session.addresses.router_of(key.remote)
-        protocol = IPProtocol.ICMP if len(router) == 4 else IPProtocol.ICMPV6
-        report = ip.emit_packet(router, key.guest, protocol, icmp.emit(router, key.guest, message))
-        session.link.send([frames.single(ip.frame_packet(session.network.host_mac, session.guest.mac, report))])
+        report_failure(session, key.remote, key.guest, number, packet)
 
     def _send_reset(self) -> bool:
         number, ack = self._reset_numbers if self._bridge is None else self._bridge.reset_numbers()

@@ -2,37 +2,56 @@
 
 Theory of operation
 -------------------
-UDP has no connections, so a flow is a habit: datagrams between one guest
-endpoint and one remote, until there have been none for `IDLE_S`.  The two directions of opening differ only in the
-host's side:
+UDP has no connections, so a flow is a habit: datagrams between one guest endpoint and one remote, until there have been
+none for `IDLE_S`.  There are two kinds, by the host's side:
 
 `OutboundUdp`: the guest spoke first.  A host socket of its own, connected to the remote, so that only that remote's
-replies (and ICMP errors) come back.
+replies come back, and errors about what was sent to it.  The socket has the guest's own port, if that is free.
 
-`InboundUdp`: somebody sent to a forwarded port.  The port's socket is shared by all its clients; replies leave
-through it from the address that the client had asked.
+`PortUdp`: through the socket of a forwarded port, which all its clients share.  Somebody sent to that port, and replies
+leave from the address that he had asked; or the guest spoke first, from the port that is forwarded to it, and has the
+forwarded port towards its remotes, too.
 
-When the link to the guest is full, a flow with a socket of its own leaves its datagrams there; those of a forwarded
-port wait in the flow, for the port's socket is shared.  What exceeds these bounds is dropped and counted, as UDP may
-be.
+*On the spot.*  A flow's life (see `flow.life`) is short to tell: open, until it has been idle, close.  What passes
+meanwhile needs no turn of its task.  Datagrams of a batch from the guest leave before the next batch is read, in trains
+where they are of one size; what the host socket has is framed and given to the link as it is read.  Nothing waits in
+between, so nothing is dropped in between either.
+
+*Overload.*  Where more comes from the host than the guest takes, the link is full.  Then the host's sockets are not
+read until it has room, and their receive buffers, which the kernel bounds, are the queue; what they have no room for is
+dropped there, and counted when the flow ends.  What had been read when the link became full waits in the flow, at most
+one reading of its socket, and `Session.datagrams` bounds that of all flows.  Where the host takes no more from the
+guest, its send buffer is full, and the datagram is dropped and counted.
+
+*Errors* come from the socket's error queue, and are told the guest as what they are: ICMP, quoting what it had sent.
+They end no flow.
+
+*Short lives.*  A resolver's library asks from a new port each time.  A flow to port 53 ends when as many answers (or
+errors) have come as there were questions, so thousands of them a second are no more than a few at a time.
 """
 
 import logging
+import os
 import socket
-from collections import deque
-from contextlib import suppress
+import struct
 
 import trio
 
-from trio_passt.flow.doorbell import Doorbell
 from trio_passt.flow.key import FlowKey
+from trio_passt.flow.life import Life, rest
+from trio_passt.flow.reports import report_error, report_failure
 from trio_passt.flow.session import Session
-from trio_passt.host import readiness, sockets
+from trio_passt.host import datagrams, error_queue, readiness, sockets
+from trio_passt.host.datagrams import Ancillary, SocketReader
 from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.listeners import UdpPort
-from trio_passt.wire import frames, ip, udp
-from trio_passt.wire.checksum import Buffer
+from trio_passt.udp.source_ports import SourcePorts
+from trio_passt.wire import framing, icmp, ip, udp
+from trio_passt.wire.datagrams import Train, UdpHeaders
+from trio_passt.wire.frames import FrameRun
 from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire.joined import JoinedDatagrams
 from trio_passt.wire.udp import UdpHeader
 
 log = logging.getLogger("trio_passt.udp")
@@ -40,65 +59,132 @@ log = logging.getLogger("trio_passt.udp")
 IDLE_S = 180.0
 """RFC 4787 section 4.3 asks for more than two minutes, of NATs; whoever is silent for longer opens a new flow."""
 
-FROM_GUEST_DATAGRAMS = 4096
-"""How many may wait between two turns of the flow: as many small ones as one batch from the link holds."""
+DNS_PORT = 53
+DNS_IDLE_S = 30.0
+"""Less than that for a well-known port (RFC 4787, REQ-5 a): a resolver asks again, or another server, after 5 s."""
 
-TO_GUEST_DATAGRAMS = 256
-"""How many may wait for a full link."""
+HOP_LIMIT = 64
+"""Of a socket that was not told otherwise: ip(7), IP_TTL.  Where the host has another default, a guest that uses 64
+gets that."""
 
-DATAGRAMS_PER_TURN = 64
-"""Read from the host socket at a time, and handed to the link at once."""
+LARGEST_SEGMENT_BYTES = 65000
+FRAME_COST_BYTES = 128
+"""What a frame takes of the link's room besides its payload, about."""
 
-IP_UDP_BYTES = {4: 20 + udp.HEADER_BYTES, 16: 40 + udp.HEADER_BYTES}
+_WILDCARD = {4: bytes(4), 16: bytes(16)}
+_IP_UDP_BYTES = {4: 28, 16: 48}
 
 
 class UdpFlow:
-    """What both kinds share: the way of a datagram to the guest's link, and the idle deadline."""
+    """What both kinds share: both ways of a datagram, errors, and the idle deadline."""
+
+    __slots__ = (
+        "_active_at",
+        "_answers",
+        "_end_reason",
+        "_headers",
+        "_hop_limit",
+        "_idle_s",
+        "_is_ended",
+        "_is_open",
+        "_is_queued",
+        "_kept",
+        "_largest_segment",
+        "_last_packet",
+        "_life",
+        "_questions",
+        "_session",
+        "key",
+    )
 
     def __init__(self, session: Session, key: FlowKey) -> None:
         self.key = key
         self._session = session
-        self._doorbell = Doorbell()
-        self._from_guest: deque[Buffer] = deque()
-        self._to_guest: deque[bytes] = deque()
-        self._waits_for_link = False
-        self._payload_limit = session.network.link_mtu_bytes - IP_UDP_BYTES[len(key.remote)]
+        self._life = Life(self._live, session.readiness.later)
+        self._kept: list[FrameRun] = []
+        self._headers: UdpHeaders | None = None
+        self._is_queued = False
+        self._is_open = False
+        self._is_ended = False
+        self._active_at = trio.current_time()
+        self._idle_s = DNS_IDLE_S if key.remote_port == DNS_PORT else IDLE_S
+        self._questions = self._answers = 0
+        self._hop_limit = HOP_LIMIT
+        self._largest_segment = LARGEST_SEGMENT_BYTES
+        self._last_packet = b""
+        self._end_reason = "udp: flow has ended"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its life has ended, though its task may not have found out yet: it takes nothing any more."""
+        return self._life.is_over
+
+    @property
+    def active_at(self) -> float:
+        """When the last datagram came, either way, on Trio's clock."""
+        return self._active_at
 
     async def run(self) -> None:
         """Pass datagrams on until there are none for a while, or the host refuses the flow."""
+        await self._life.run()
+
+    def deliver(self, run: JoinedDatagrams) -> None:
+        """Datagrams from the guest, which are passed on at once; a new flow begins with them."""
         try:
-            self._open()
-            is_rung = True
-            while is_rung:
-                self._pass_to_host()
-                self._pass_to_guest()
-                is_rung = await self._doorbell.wait_until(trio.current_time() + IDLE_S)
-        except OSError as error:
-            self._drop(f"udp: {error.strerror}")
-            log.debug("%s: %s", self.key, error)
-        finally:
-            self._session.datagrams.give_back(sum(map(len, self._to_guest)))
-            self._to_guest.clear()
-            self._close()
+            self._last_packet = bytes(run.last[: icmp.QUOTED_BYTES[len(run.ends[0])]])
+            self._active_at = trio.current_time()
+            if not self._is_open:
+                self._life.ring()
+            if self._life.is_over:
+                self._drop(self._end_reason, len(run.payloads))
+            else:
+                self._pass_to_host(run)
+        except Exception as error:
+            self._life.fail(error)
 
-    def deliver(self, payload: Buffer) -> None:
-        """A datagram from the guest; call `wake` after the last one of a batch."""
-        if len(self._from_guest) >= FROM_GUEST_DATAGRAMS:
-            self._drop("udp: too many datagrams at once from the guest")
-        else:
-            self._from_guest.append(bytes(payload))  # a view would hold the memory of a whole batch
+    def deliver_from_host(self, buffer: memoryview, trains: list[Train]) -> None:
+        """Datagrams from the remote that did not come through this flow's own socket: a forwarded port got them."""
+        try:
+            self._active_at = trio.current_time()
+            if not self._life.is_over:
+                self._pass_to_guest(buffer, trains)
+        except Exception as error:
+            self._life.fail(error)
 
-    def deliver_from_host(self, payload: bytes) -> None:
-        """A datagram from the remote that did not come through this flow's own socket: a forwarded port got it."""
-        self._take_from_host(payload)
-        self._doorbell.ring()
+    def deliver_error(self, error: DatagramError) -> None:
+        """The host has learned of an error about a datagram that this flow had sent."""
+        self._drop(f"udp: {os.strerror(error.number)}")
+        self._answers += 1
+        guest, remote = self.key.guest, self.key.remote
+        report_error(self._session, remote, guest, error, self._packet_with(error.quoted))
 
-    def wake(self) -> None:
-        """There is something to pass on."""
-        self._doorbell.ring()
+    def end(self) -> None:
+        """End it now: there have to be fewer."""
+        self._is_ended = True
+        self._life.ring()
 
     def abandon(self) -> None:
         """Nothing to tell: UDP's peers find out by silence."""
+
+    # -- a flow's life -----------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        try:
+            self._open()
+            self._is_open = True
+            while not self._is_ended and trio.current_time() < (due := self._active_at + self._idle_s):
+                await rest(due)
+        except OSError as error:
+            self._refuse(error)
+        finally:
+            self._session.datagrams.give_back(sum(run.count * run.stride for run in self._kept))
+            self._kept.clear()
+            self._close()
+
+    def _look_for_answers(self) -> None:
+        """All questions to a resolver have been answered: there is nothing to wait for."""
+        if self.key.remote_port == DNS_PORT and 0 < self._questions <= self._answers and not self._kept:
+            self.end()
 
     def _open(self) -> None:
         raise NotImplementedError
@@ -106,114 +192,280 @@ class UdpFlow:
     def _close(self) -> None:
         raise NotImplementedError
 
-    def _send_to_host(self, payload: Buffer) -> None:
-        """Send one datagram; BlockingIOError when the socket's buffer is full, OSError when the host refuses."""
+    def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:
+        """One `sendmsg`, or equal; BlockingIOError when the socket's buffer is full, OSError when the host refuses."""
         raise NotImplementedError
 
-    def _receive_from_host(self) -> None:
-        """Fill `_to_guest` with what the host socket has."""
+    def _read_errors(self) -> None:
+        """Tell the guest what the socket's error queue has."""
         raise NotImplementedError
 
-    def _pass_to_host(self) -> None:
-        while self._from_guest:
-            payload = self._from_guest.popleft()
-            try:
-                self._send_to_host(payload)
-            except BlockingIOError:
-                self._drop("udp: send buffer of the host full")
-            except OSError as error:
-                self._drop(f"udp: {error.strerror}")
-                with suppress(OSError):  # it may have been an earlier datagram's error, which is told once (udp(7))
-                    self._send_to_host(payload)
+    def _use_hop_limit(self, hop_limit: int) -> None:
+        """What is sent from now on has this one."""
+        raise NotImplementedError
 
-    def _pass_to_guest(self) -> None:
-        self._receive_from_host()
-        if not self._to_guest or self._waits_for_link:
+    # -- to the host -------------------------------------------------------------------------------------------------
+
+    def _pass_to_host(self, run: JoinedDatagrams) -> None:
+        if run.hop_limit != self._hop_limit:
+            self._use_hop_limit(run.hop_limit)
+            self._hop_limit = run.hop_limit
+        payloads = run.payloads
+        begin, count = 0, len(payloads)
+        self._questions += count
+        if count == 1:
+            self._try(payloads, [])
             return
-        source = UdpHeader(self.key.remote_port, self.key.guest_port)
-        remote, guest = self.key.remote, self.key.guest
+        self._session.readiness.moved(len(run.last) * count)
+        while begin < count:
+            stop = datagrams.train_stop(payloads, begin, self._largest_segment)
+            some = payloads[begin:stop]
+            if stop == begin + 1:
+                self._try(some, [])
+            elif not self._try(some, datagrams.segments(len(some[0]))):
+                continue  # one by one
+            begin = stop
+
+    def _try(self, payloads: list[memoryview], ancillary: Ancillary) -> bool:
+        """Send, and count what is not sent; false if it has to be done in smaller pieces."""
+        for is_last in (False, True):
+            try:
+                self._send(payloads, ancillary)
+            except BlockingIOError:
+                self._drop("udp: send buffer of the host full", len(payloads))
+            except OSError as error:
+                if len(payloads) > 1 and error.errno in datagrams.NO_SEGMENTATION:
+                    self._largest_segment = len(payloads[0]) - 1
+                    return False
+                self._read_errors()
+                if not is_last:
+                    continue  # it may have been an earlier datagram's error, which is told once (udp(7))
+                self._drop(f"udp: {error.strerror}", len(payloads))
+                number = error.errno or 0
+                report_failure(self._session, self.key.remote, self.key.guest, number, self._last_packet)
+            return True
+        return True
+
+    def _refuse(self, error: OSError) -> None:
+        """The host has no way there, or no socket."""
+        log.debug("%s: %s", self.key, error)
+        self._end_reason = f"udp: {error.strerror}"
+        if error.errno in sockets.EXHAUSTED:
+            self._session.exhaustion.warn(log, "can't open a UDP socket for the guest: %s", error.strerror)
+        if self._last_packet:
+            number = error.errno or 0
+            report_failure(self._session, self.key.remote, self.key.guest, number, self._last_packet)
+
+    def _packet_with(self, payload: bytes) -> bytes:
+        """The guest's IP packet, or its beginning, of which the payload began like this."""
+        header_bytes = _IP_UDP_BYTES[len(self.key.guest)]
+        known = self._last_packet[header_bytes:]
+        if self._last_packet and payload[: len(known)] == known[: len(payload)]:
+            return self._last_packet
+        guest, remote = self.key.guest, self.key.remote
+        datagram = udp.emit(guest, remote, UdpHeader(self.key.guest_port, self.key.remote_port), payload)
+        return ip.emit_packet(guest, remote, IPProtocol.UDP, datagram)
+
+    # -- to the guest ------------------------------------------------------------------------------------------------
+
+    def _pass_to_guest(self, buffer: memoryview, trains: list[Train]) -> None:
+        """Frame the datagrams that are there in `buffer`; what the link does not take now is kept."""
         session = self._session
-        runs = []
-        for payload in self._to_guest:
-            packet = ip.emit_packet(remote, guest, IPProtocol.UDP, udp.emit(remote, guest, source, payload))
-            runs.append(frames.single(ip.frame_packet(session.network.host_mac, session.guest.mac, packet)))
-        taken = session.link.send(runs)
-        for _ in range(taken):
-            session.datagrams.give_back(len(self._to_guest.popleft()))
-        if self._to_guest:
-            self._waits_for_link = True
-            session.link.when_ready(self._link_has_room)
+        runs = self._current_headers().frames(buffer, trains, session.identifications)
+        frames = size = 0
+        for run in runs:
+            frames += run.count
+            size += run.count * run.stride
+        for train in trains:
+            self._answers += train.datagrams
+        session.readiness.moved(size)
+        taken = 0 if self._kept else session.link.send(runs)
+        if taken < frames:
+            self._keep(framing.remaining(runs, taken))
+        self._look_for_answers()
 
-    def _link_has_room(self) -> None:
-        self._waits_for_link = False
-        self._doorbell.ring()
+    def _pass_one_to_guest(self, payload: memoryview) -> None:
+        """The same for a single datagram that is no part of a bulk."""
+        headers = self._current_headers()
+        if len(payload) > headers.largest_bytes:
+            self._pass_to_guest(payload, [Train(0, len(payload))])
+            return
+        runs = (headers.single(payload),)
+        if self._kept or not self._session.link.send(runs):
+            self._keep(framing.remaining(runs, 0))
+        self._answers += 1
+        self._look_for_answers()
 
-    def _take_from_host(self, payload: bytes) -> None:
-        if len(payload) > self._payload_limit:
-            self._drop("udp: larger than the guest's MTU")
-        elif len(self._to_guest) >= TO_GUEST_DATAGRAMS or not self._session.datagrams.take(len(payload)):
-            self._drop("udp: link to the guest full")
+    def _keep(self, runs: list[FrameRun]) -> None:
+        for run in runs:
+            if self._session.datagrams.take(run.count * run.stride):
+                self._kept.append(run)
+            else:
+                self._drop("udp: link to the guest full", run.count)
+        self._wait_for_room()
+
+    def _send_kept(self) -> None:
+        taken = self._session.link.send(self._kept)
+        left = framing.remaining(self._kept, taken)
+        freed = sum(run.count * run.stride for run in self._kept) - sum(run.count * run.stride for run in left)
+        self._session.datagrams.give_back(freed)
+        self._kept = left
+        if left:
+            self._wait_for_room()
         else:
-            self._to_guest.append(payload)
+            self._look_for_answers()
 
-    def _drop(self, reason: str) -> None:
-        self._session.drops[reason] += 1
+    def _wait_for_room(self) -> None:
+        if not self._is_queued:
+            self._is_queued = True
+            self._session.link.when_ready(self._on_room)
+
+    def _on_room(self) -> None:
+        self._is_queued = False
+        try:
+            if self._kept:
+                self._send_kept()
+            if not self._is_queued and not self._life.is_over:
+                self._look_at_host_again()
+        except Exception as error:
+            self._life.fail(error)
+
+    def _look_at_host_again(self) -> None:
+        """The link has room."""
+
+    def _current_headers(self) -> UdpHeaders:
+        headers, session = self._headers, self._session
+        if headers is None or headers.guest_mac != session.guest.mac:
+            key, network = self.key, session.network
+            macs, addresses = (network.host_mac, session.guest.mac), (key.remote, key.guest)
+            ports = (key.remote_port, key.guest_port)
+            headers = self._headers = UdpHeaders(macs, addresses, ports, network.link_mtu_bytes)
+        return headers
+
+    def _drop(self, reason: str, count: int = 1) -> None:
+        self._session.drops[reason] += count
 
 
 class OutboundUdp(UdpFlow):
     """A flow that the guest opened, with a host socket of its own."""
 
-    def __init__(self, session: Session, key: FlowKey, destination: Endpoint) -> None:
+    __slots__ = ("_destination", "_host", "_is_parked", "_ports", "_reader", "_size")
+
+    def __init__(self, session: Session, key: FlowKey, destination: Endpoint, ports: SourcePorts) -> None:
         super().__init__(session, key)
         self._destination = destination
+        self._ports = ports
         self._host: socket.socket | None = None
-        self._readable = False
+        self._reader: SocketReader | None = None
+        self._is_parked = False
+        self._size = 0
 
     def _open(self) -> None:
-        self._host = sockets.open_udp(self._destination)
-        self._session.readiness.watch(self._host.fileno(), self._on_host_event, events=readiness.READABLE)
+        self._host = self._ports.open(self.key.guest_port, self._destination)
+        self._reader = SocketReader(self._host)
+        self._watch()
 
     def _close(self) -> None:
-        if self._host is not None:
-            self._session.readiness.forget(self._host.fileno())
-            self._host.close()
-            self._host = None
+        host = self._host
+        if host is not None:
+            overflowed = sockets.overflowed_datagrams(host)
+            if overflowed:
+                self._drop("udp: receive buffer of the host full", overflowed)
+            self._session.readiness.forget(host.fileno())
+            self._ports.close(host, self.key.guest_port, self._destination)
+            self._host = self._reader = None
 
-    def _on_host_event(self, _mask: int) -> None:
-        self._readable = True
-        self._doorbell.ring()
-
-    def _send_to_host(self, payload: Buffer) -> None:
+    def _watch(self) -> None:
+        """Level-triggered: what is not read at once is told again after everybody else's turn."""
         assert self._host is not None
-        self._host.send(payload)
+        self._session.readiness.watch(
+            self._host.fileno(), self._on_host_event, events=readiness.READABLE, edge_triggered=False
+        )
 
-    def _receive_from_host(self) -> None:
-        """Stops while the link is full: the socket's own buffer is the queue then, but for one turn's datagrams."""
-        assert self._host is not None
-        for _ in range(DATAGRAMS_PER_TURN - len(self._to_guest)):
-            if not self._readable or self._waits_for_link:
+    def _on_host_event(self, mask: int) -> None:
+        try:
+            if mask & readiness.ERROR:
+                self._read_errors()
+                self._look_for_answers()
+            if mask & readiness.READABLE and not self._life.is_over:
+                self._receive()
+        except Exception as error:
+            self._life.fail(error)
+
+    def _receive(self) -> None:
+        session, host, reader = self._session, self._host, self._reader
+        assert host is not None
+        assert reader is not None
+        if session.link.is_full or self._kept:
+            self._park()
+            return
+        self._active_at = trio.current_time()
+        buffer = session.buffer
+        try:
+            if reader.expects_one():
+                self._pass_one_to_guest(buffer.read_one(host))
                 return
-            try:
-                self._take_from_host(self._host.recv(65535))
-            except BlockingIOError:
-                self._readable = False
-            except OSError as error:  # an ICMP error for an earlier datagram; the flow goes on
-                self._drop(f"udp: {error.strerror}")
-        if self._readable and not self._waits_for_link:
-            self._doorbell.ring()  # there may be more, after everybody else's turn
+            trains = buffer.read(host, self._most())
+        except BlockingIOError:
+            return
+        except OSError as error:  # about an earlier datagram
+            self._drop(f"udp: {error.strerror}")
+            self._read_errors()
+            return
+        self._size = trains[-1].size
+        self._pass_to_guest(buffer.view, trains)
+
+    def _most(self) -> int:
+        """How many datagrams of the size of the last one the link has room for; at least one."""
+        room_bytes = self._session.link.room_bytes
+        return min(max(1, room_bytes // (self._size + FRAME_COST_BYTES)), datagrams.SLOTS)
+
+    def _park(self) -> None:
+        """The link is full: what comes waits in the socket."""
+        assert self._host is not None
+        self._is_parked = True
+        self._session.readiness.forget(self._host.fileno())
+        self._wait_for_room()
+
+    def _look_at_host_again(self) -> None:
+        if self._is_parked:
+            self._is_parked = False
+            self._watch()
+
+    def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:
+        assert self._host is not None
+        assert self._reader is not None
+        self._reader.answered()
+        if ancillary:
+            self._host.sendmsg(payloads, ancillary)
+        else:
+            self._host.send(payloads[0])
+
+    def _read_errors(self) -> None:
+        assert self._host is not None
+        for error in error_queue.read_all(self._host):
+            self.deliver_error(error)
+
+    def _use_hop_limit(self, hop_limit: int) -> None:
+        assert self._host is not None
+        sockets.set_hop_limit(self._host, hop_limit)
 
 
-class InboundUdp(UdpFlow):
-    """A flow that a client of a forwarded port opened, through that port's socket.
+class PortUdp(UdpFlow):
+    """A flow through the socket of a forwarded port, whoever spoke first.
 
-    `local` is the packed host address that the client sent to.
+    `local` is the packed host address that the client sent to; without it the kernel chooses one.
     """
 
-    def __init__(self, session: Session, key: FlowKey, port: UdpPort, client: Endpoint, local: bytes) -> None:
+    __slots__ = ("_client", "_local", "_port")
+
+    def __init__(
+        self, session: Session, key: FlowKey, port: UdpPort, client: Endpoint, local: bytes | None = None
+    ) -> None:
         super().__init__(session, key)
         self._port = port
         self._client = client
-        self._local = local
+        self._local = local if local is not None else _WILDCARD[len(client.address)]
 
     def is_of(self, client: Endpoint) -> bool:
         """Whether this flow is that client's."""
@@ -230,8 +482,22 @@ class InboundUdp(UdpFlow):
     def _close(self) -> None:
         pass
 
-    def _send_to_host(self, payload: Buffer) -> None:
-        self._port.send(payload, self._client, self._local)
+    def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:
+        if self._hop_limit != HOP_LIMIT:
+            ancillary = [*ancillary, _hop_limit(len(self._client.address), self._hop_limit)]
+        self._port.send(payloads, ancillary, self._client, self._local)
 
-    def _receive_from_host(self) -> None:
+    def _read_errors(self) -> None:
+        """Those of the port are read where it is."""
+        self._port.on_errors()
+
+    def _use_hop_limit(self, hop_limit: int) -> None:
         pass
+
+
+def _hop_limit(address_bytes: int, hop_limit: int) -> tuple[int, int, bytes]:
+    """What tells `sendmsg` (ip(7), IP_TTL; ipv6(7), IPV6_HOPLIMIT)."""
+    value = struct.pack("=i", hop_limit)
+    if address_bytes == 4:
+        return (socket.IPPROTO_IP, socket.IP_TTL, value)
+    return (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, value)

@@ -11,17 +11,20 @@ of them are joined; but never strangers, since what is compared are the addresse
 The payloads are passed on as they lie in the batch, in as many pieces as there are frames.  To copy them into one piece
 costs more, with MTU 1500 too: not the copy, but the fresh memory for it.
 
+Datagrams of UDP have a simpler life, and their own page (`bulk_datagrams`).
+
 The cost is a fixed part for each batch and a part that grows with its size, whatever is in it: there is no search, and
 so nothing that broken runs could make slow.
 """
 
 import struct
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from trio_passt.wire import columns, tcp
+from trio_passt.wire import bulk_datagrams, columns, tcp
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.columns import Offsets, Stretch, Words
 from trio_passt.wire.ethernet import EtherType
@@ -109,8 +112,17 @@ _IPV6 = _Layout(
     mask=_words("0000 ffff f0000000 0000 ff00 00000000"),
 )
 
-_HASH_FACTORS = np.array([pow(0x9E3779B97F4A7C15, number, 1 << 64) for number in range(1, 10)], np.uint64)
-"""Powers of an odd number without a pattern (2**64 divided by the golden ratio)."""
+_ORDERS = (
+    (
+        (_IPV4, _IPV6, bulk_datagrams.IPV4, bulk_datagrams.IPV6),
+        (_IPV6, _IPV4, bulk_datagrams.IPV6, bulk_datagrams.IPV4),
+    ),
+    (
+        (bulk_datagrams.IPV4, _IPV4, bulk_datagrams.IPV6, _IPV6),
+        (bulk_datagrams.IPV6, _IPV6, bulk_datagrams.IPV4, _IPV4),
+    ),
+)
+_PLACE = itemgetter(0)
 
 
 def join(batch: FrameBatch) -> list[Item]:
@@ -121,16 +133,26 @@ def join(batch: FrameBatch) -> list[Item]:
     starts = columns.offsets(stretches)
     placed: list[tuple[int, Item]] = []
     done = np.zeros(len(batch), np.bool_)
-    ethertype_at = bounds[0][0] + _ETHERTYPE_AT
-    begins_with_ipv6 = view[ethertype_at : ethertype_at + 2] == _IPV6.ethertype
-    for layout in (_IPV6, _IPV4) if begins_with_ipv6 else (_IPV4, _IPV6):
-        if len(view) >= layout.header_bytes and not np.logical_and.reduce(done):
+    for layout in _likeliest_first(view[bounds[0][0] :]):
+        if len(view) < layout.header_bytes or np.logical_and.reduce(done):
+            continue
+        if isinstance(layout, _Layout):
             frames = _Frames(batch, stretches, starts, layout)
             placed += _runs(frames, view)
             done |= frames.right
+        else:
+            done |= bulk_datagrams.find(batch, stretches, starts, layout, placed)
     placed += [(index, view[slice(*bounds[index])]) for index in (~done).nonzero()[0].tolist()]
-    placed.sort()
+    placed.sort(key=_PLACE)
     return [item for _, item in placed]
+
+
+def _likeliest_first(first: memoryview) -> tuple[_Layout | bulk_datagrams.Layout, ...]:
+    """What the first frame looks like is what most are, often all: then nothing else is looked for."""
+    is_ipv6 = first[_ETHERTYPE_AT : _ETHERTYPE_AT + 2] == _IPV6.ethertype
+    protocol_at = 20 if is_ipv6 else 23
+    is_udp = len(first) > protocol_at and first[protocol_at] == IPProtocol.UDP
+    return _ORDERS[is_udp][is_ipv6]
 
 
 class _Frames:
@@ -193,7 +215,7 @@ def _runs(frames: _Frames, view: memoryview) -> list[tuple[int, JoinedSegments]]
     if not np.logical_or.reduce(frames.right):
         return []
     layout, ends = frames.layout, frames.words[frames.layout.ends]
-    order = (_HASH_FACTORS[: len(ends)] @ ends).argsort(kind="stable")
+    order = columns.hashes(ends).argsort(kind="stable")
     words, sizes, right = frames.words[layout.compared].take(order, axis=1), frames.sizes.take(order), frames.right
     goes_on, duplicates = _compare(words, sizes, _may_go_on(frames, order))
     begins = (~goes_on).nonzero()[0]

@@ -1,4 +1,4 @@
-"""Frames → segments: the frames of one connection that go on with one another become one segment.
+"""Frames → segments and datagrams: the frames of one connection that go on with one another become one segment.
 
 Theory of operation
 -------------------
@@ -10,23 +10,26 @@ connection of which each goes on where the one before it ended, whatever came be
 There are two ways to the same result.  Few frames are parsed one by one (`plain`), and only what comes after that is
 saved.  From so many on that its fixed part pays, `bulk` looks at all headers of the batch together.
 
+Datagrams of UDP are not joined to one another, but those of one flow come together, as views, to be sent together.
+
 What is joined is exactly what the frame-by-frame path would have given: a run of data is the concatenation; of a run of
 acknowledgements the last one counts, and it is followed by `duplicates` exact copies of it.  A FIN stays alone.
 Everything that is not plain, or not right, is left as the frame that it came in: options, SYN, RST, fragments, wrong
 checksums.
 
-*Order.*  What belongs to one connection stays in order, joined or not, and so does what is not TCP.  Items of different
-connections may change places: a run comes where its first frame came.  No run goes on across a frame of which it is not
-plain to see whether it belongs to the same connection.
+*Order.*  What belongs to one connection stays in order, joined or not, and so does what is neither TCP nor UDP.  Items
+of different connections may change places: a run comes where its first frame came.  No run of segments goes on across a
+frame of which it is not plain to see whether it belongs to the same connection.  Plain datagrams of a flow stay in
+order; those that are not plain (in fragments, with options) may come later than they were sent, as UDP's may.
 """
 
 from trio_passt.wire import bulk, plain, tcp
 from trio_passt.wire.frames import FrameBatch
-from trio_passt.wire.joined import Item, JoinedSegments
+from trio_passt.wire.joined import Item, JoinedDatagrams, JoinedSegments
 from trio_passt.wire.plain import Ends
 from trio_passt.wire.tcp import TcpSegment
 
-__all__ = ["Item", "JoinedSegments", "coalesce"]
+__all__ = ["Item", "JoinedDatagrams", "JoinedSegments", "coalesce"]
 
 BULK_FROM_FRAMES = 18
 BULK_FROM_SMALL_FRAMES = 44
@@ -48,11 +51,15 @@ def _one_by_one(batch: FrameBatch) -> list[Item]:
     """What a link did not finish is left alone."""
     if len(batch) == 1 or batch.offloads is not None:
         return list(batch)
-    items: list[memoryview | _Run] = []
+    items: list[memoryview | _Run | JoinedDatagrams] = []
     runs: dict[Ends, _Run] = {}
+    datagrams: dict[Ends, JoinedDatagrams] = {}
     for frame in batch:
         parsed = plain.parse(frame)
         if parsed is None:
+            if (datagram := plain.parse_datagram(frame)) is not None:
+                _add_datagram(items, datagrams, datagram)
+                continue
             runs.clear()
             items.append(frame)
             continue
@@ -65,6 +72,20 @@ def _one_by_one(batch: FrameBatch) -> list[Item]:
             runs[ends] = run = _Run(mac, ends, segment)
             items.append(run)
     return [item.joined() if isinstance(item, _Run) else item for item in items]
+
+
+def _add_datagram(
+    items: "list[memoryview | _Run | JoinedDatagrams]", latest: dict[Ends, JoinedDatagrams], datagram: plain.Datagram
+) -> None:
+    """To the latest ones of its flow, if source MAC and hop limit are the same, or as the first of others."""
+    mac, ends, hop_limit, payload, packet = datagram
+    before = latest.get(ends)
+    if before is not None and before.hop_limit == hop_limit and before.mac == mac:
+        before.payloads.append(payload)
+        before.last = packet
+    else:
+        latest[ends] = run = JoinedDatagrams(mac, ends, hop_limit, [payload], packet)
+        items.append(run)
 
 
 class _Run:

@@ -26,6 +26,9 @@ Offsets = npt.NDArray[np.int64]
 _WORD = np.dtype("<u4")
 _SUM = np.dtype(np.uint64)
 
+_HASH_FACTORS = np.array([pow(0x9E3779B97F4A7C15, number, 1 << 64) for number in range(1, 10)], np.uint64)
+"""Powers of an odd number without a pattern (2**64 divided by the golden ratio)."""
+
 
 class Stretch(NamedTuple):
     """So many `frames` of `frame_bytes` each: `first` is the index of the first, `start` where it lies."""
@@ -72,6 +75,12 @@ def words(data: Buffer, starts: Offsets, count: int) -> Words:
     windows: npt.NDArray[np.void] = np.ndarray((last + 1,), f"V{size}", data, 0, (1,))
     rows = windows[np.minimum(starts, last)].view(">u4").reshape(-1, count)
     return rows.T.astype(np.uint32, order="C")
+
+
+def hashes(columns: Words) -> Sums:
+    """A number for each frame that follows from these words (at most 9) of it, and is rarely another one's."""
+    numbers: Sums = _HASH_FACTORS[: len(columns)] @ columns
+    return numbers
 
 
 def add_up(data: Buffer, stretch: Stretch, offset: int, into: Sums) -> None:

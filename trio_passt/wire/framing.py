@@ -122,6 +122,17 @@ def taken(runs: Sequence[FrameRun], written: int) -> tuple[int, bytes]:
     return frames, b""
 
 
+def remaining(runs: Sequence[FrameRun], frames: int) -> list[FrameRun]:
+    """What is left of `runs` when the first `frames` of their frames are gone, copied so that it may be kept."""
+    left = []
+    for run in runs:
+        if frames < run.count:
+            block = _copy(run.parts, frames * run.stride, run.count * run.stride)
+            left.append(FrameRun((block,), run.count - frames, run.stride, run.offload))
+        frames = max(0, frames - run.count)
+    return left
+
+
 def _copy(parts: Sequence[Buffer], start: int, stop: int) -> bytes:
     """Bytes `start` to `stop` of the joined parts."""
     pieces = []

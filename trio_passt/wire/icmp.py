@@ -27,6 +27,7 @@ class IcmpType(IntEnum):
     DESTINATION_UNREACHABLE = 3
     ECHO = 8
     TIME_EXCEEDED = 11
+    PARAMETER_PROBLEM = 12
 
 
 class Icmpv6Type(IntEnum):
@@ -35,6 +36,7 @@ class Icmpv6Type(IntEnum):
     DESTINATION_UNREACHABLE = 1
     PACKET_TOO_BIG = 2
     TIME_EXCEEDED = 3
+    PARAMETER_PROBLEM = 4
     ECHO_REQUEST = 128
     ECHO_REPLY = 129
     MLD_QUERY = 130
@@ -57,7 +59,19 @@ _UNREACHABLE_CODES = {
 """Codes of "destination unreachable" in ICMP (RFC 792, RFC 1812 section 5.2.7.1) and ICMPv6 (RFC 4443 section 3.1), by
 the error that icmp(7) and ip(7) have for them: net, host, communication administratively prohibited."""
 
-_QUOTED_BYTES = {4: 576 - 20 - 8, 16: 1280 - 40 - 8}
+FRAGMENTATION_NEEDED = 4
+"""The code of "destination unreachable" for it in ICMP (RFC 792, RFC 1191); ICMPv6 has a type of its own."""
+
+REASSEMBLY_TIME_EXCEEDED = 1
+"""The code of "time exceeded" in both versions."""
+
+_ERRORS = frozenset({IcmpType.DESTINATION_UNREACHABLE, IcmpType.TIME_EXCEEDED, IcmpType.PARAMETER_PROBLEM})
+_V6_ERRORS = frozenset(
+    {Icmpv6Type.DESTINATION_UNREACHABLE, Icmpv6Type.PACKET_TOO_BIG, Icmpv6Type.TIME_EXCEEDED}
+    | {Icmpv6Type.PARAMETER_PROBLEM}
+)
+
+QUOTED_BYTES = {4: 576 - 20 - 8, 16: 1280 - 40 - 8}
 """So much of a packet is quoted that the error's packet is no larger than every link carries (RFC 1812 4.3.2.3)."""
 
 
@@ -129,7 +143,29 @@ def _echo_message(type_: int, echo: Echo) -> IcmpMessage:
     return IcmpMessage(type_, 0, memoryview(packed[HEADER_BYTES:] + echo.data))
 
 
-def unreachable(number: int, packet: bytes) -> IcmpMessage | None:
+def is_error(address_bytes: int, type_: int) -> bool:
+    """Whether messages of this type tell of an error; `address_bytes` 4 means ICMP, 16 ICMPv6."""
+    return type_ in (_ERRORS if address_bytes == 4 else _V6_ERRORS)
+
+
+def error(type_: int, code: int, info: int, packet: Buffer) -> IcmpMessage:
+    """An error about the IP `packet`, of which as much is quoted as every link carries.
+
+    `info` is what the type has besides: the MTU for "fragmentation needed" and "packet too big", a pointer (for ICMP in
+    the highest byte of the 32 bits) for "parameter problem", else 0.
+    """
+    quote = bytes(packet[: QUOTED_BYTES[4 if packet[0] >> 4 == 4 else 16]])
+    return IcmpMessage(type_, code, memoryview(info.to_bytes(4, "big") + quote))
+
+
+def too_big(mtu_bytes: int, packet: Buffer) -> IcmpMessage:
+    """What a router says of the IP `packet` that the next link, of this MTU, does not carry (RFC 1191, RFC 4443)."""
+    if packet[0] >> 4 == 4:
+        return error(IcmpType.DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, mtu_bytes & 0xFFFF, packet)
+    return error(Icmpv6Type.PACKET_TOO_BIG, 0, mtu_bytes, packet)
+
+
+def unreachable(number: int, packet: Buffer) -> IcmpMessage | None:
     """What a router would say to the sender of the IP `packet`, where a socket got the error `number` (errno).
 
     `None` for an error that is not about reachability.
@@ -137,7 +173,6 @@ def unreachable(number: int, packet: bytes) -> IcmpMessage | None:
     codes = _UNREACHABLE_CODES.get(number)
     if codes is None:
         return None
-    is_ipv4 = packet[0] >> 4 == 4
-    type_ = IcmpType.DESTINATION_UNREACHABLE if is_ipv4 else Icmpv6Type.DESTINATION_UNREACHABLE
-    quote = packet[: _QUOTED_BYTES[4 if is_ipv4 else 16]]
-    return IcmpMessage(type_, codes[0 if is_ipv4 else 1], memoryview(bytes(4) + quote))
+    if packet[0] >> 4 == 4:
+        return error(IcmpType.DESTINATION_UNREACHABLE, codes[0], 0, packet)
+    return error(Icmpv6Type.DESTINATION_UNREACHABLE, codes[1], 0, packet)

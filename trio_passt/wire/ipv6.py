@@ -1,4 +1,4 @@
-"""IPv6 (RFC 8200): the fixed header, and a walk over extension headers to the upper layer."""
+"""IPv6 (RFC 8200): the fixed header and the fragment header, and a walk over extension headers to the upper layer."""
 
 import struct
 
@@ -8,8 +8,12 @@ from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
 
 HEADER_BYTES = 40
+FRAGMENT_HEADER_BYTES = 8
 DEFAULT_HOP_LIMIT = 64
 _HEADER = struct.Struct("!IHBB16s16s")
+_FRAGMENT = struct.Struct("!BxHI")
+_MORE_FRAGMENTS = 1
+_OFFSET_MASK = 0xFFF8
 
 HOP_BY_HOP = 0
 ROUTING = 43
@@ -17,7 +21,7 @@ FRAGMENT = 44
 AUTHENTICATION = 51
 NO_NEXT_HEADER = 59
 DESTINATION_OPTIONS = 60
-_EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS})
+_WALKED_OVER = frozenset({HOP_BY_HOP, ROUTING, AUTHENTICATION, DESTINATION_OPTIONS})
 
 
 @frozen
@@ -25,7 +29,8 @@ class IPv6Header:
     """The fixed header; `protocol` is that of the upper layer, after any extension headers.
 
     Addresses are packed (16 bytes).  `fragment_offset` (bytes), `more_fragments` and `identification` are
-    those of a fragment header, if there was one.
+    those of a fragment header, if there was one.  The `protocol` of a fragment is its fragment header's next header,
+    which may be that of another extension header.
     """
 
     source: bytes
@@ -47,9 +52,11 @@ class IPv6Header:
 def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
     """Header and upper-layer payload (a view) of an IPv6 packet; bytes after the payload length are padding.
 
+    The payload of a fragment is its part, all that follows the fragment header.  No headers in it are walked over:
+    it is from there that offsets count, and later fragments have none (RFC 8200 section 4.5).
+
     Malformed: another version, a payload length that the bytes do not have (a jumbogram's 0 included), an
-    extension header that runs over the end, two fragment headers.  The payload of a fragment is its
-    part.
+    extension header that runs over the end, two fragment headers.
     """
     view = memoryview(packet)
     if len(view) < HEADER_BYTES:
@@ -59,30 +66,16 @@ def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
         raise MalformedPacket(f"IPv6 packet with version {first_word >> 28}")
     if HEADER_BYTES + payload_bytes > len(view):
         raise MalformedPacket(f"IPv6 payload length {payload_bytes}, there are {len(view) - HEADER_BYTES}")
-    payload = view[HEADER_BYTES : HEADER_BYTES + payload_bytes]
     more, offset, ident = False, 0, 0
-    fragmented = False
-    while next_header in _EXTENSIONS:
-        if len(payload) < 8:
-            raise MalformedPacket(f"IPv6 extension header {next_header} cut short")
-        this_header, next_header = next_header, payload[0]
-        if this_header == FRAGMENT:
-            if fragmented:  # or the second would hide what the first says
-                raise MalformedPacket("IPv6 packet with two fragment headers")
-            fragmented = True
-            offset_and_flag = int.from_bytes(payload[2:4], "big")
-            more, offset = bool(offset_and_flag & 1), offset_and_flag & 0xFFF8
-            ident = int.from_bytes(payload[4:8], "big")
-            length = 8
-        elif this_header == AUTHENTICATION:
-            length = (payload[1] + 2) * 4
-        else:
-            length = (payload[1] + 1) * 8
-        if length > len(payload):
-            raise MalformedPacket(f"IPv6 extension header {this_header} of {length} bytes, {len(payload)} left")
-        payload = payload[length:]
-        if offset:  # what follows in a later fragment is not a header (RFC 8200 section 4.5)
-            break
+    next_header, payload = _walk(next_header, view[HEADER_BYTES : HEADER_BYTES + payload_bytes])
+    if next_header == FRAGMENT:
+        if len(payload) < FRAGMENT_HEADER_BYTES:
+            raise MalformedPacket("IPv6 fragment header cut short")
+        next_header, offset_and_flag, ident = _FRAGMENT.unpack_from(payload)
+        more, offset = bool(offset_and_flag & _MORE_FRAGMENTS), offset_and_flag & _OFFSET_MASK
+        payload = payload[FRAGMENT_HEADER_BYTES:]
+        if not more and not offset:
+            next_header, payload = upper_layer(next_header, payload)
     header = IPv6Header(
         source,
         destination,
@@ -97,7 +90,37 @@ def parse(packet: Buffer) -> tuple[IPv6Header, memoryview]:
     return header, payload
 
 
+def upper_layer(next_header: int, payload: Buffer) -> tuple[int, memoryview]:
+    """Protocol and payload (a view) of the upper layer in what a fragment header was before: all parts of a packet.
+
+    `next_header` is the fragment header's; extension headers at the start of `payload` are walked over.  Malformed:
+    an extension header that runs over the end, a second fragment header.
+    """
+    protocol, rest = _walk(next_header, memoryview(payload))
+    if protocol == FRAGMENT:  # or the second would hide what the first says
+        raise MalformedPacket("IPv6 packet with two fragment headers")
+    return protocol, rest
+
+
+def _walk(next_header: int, payload: memoryview) -> tuple[int, memoryview]:
+    """To the first header that is the upper layer's or a fragment header: its number, and it with all that follows."""
+    while next_header in _WALKED_OVER:
+        if len(payload) < 8:
+            raise MalformedPacket(f"IPv6 extension header {next_header} cut short")
+        this_header, next_header = next_header, payload[0]
+        length = (payload[1] + 2) * 4 if this_header == AUTHENTICATION else (payload[1] + 1) * 8
+        if length > len(payload):
+            raise MalformedPacket(f"IPv6 extension header {this_header} of {length} bytes, {len(payload)} left")
+        payload = payload[length:]
+    return next_header, payload
+
+
 def emit(header: IPv6Header, payload_bytes: int) -> bytes:
-    """The 40 bytes of the fixed header for a payload of `payload_bytes`; fragments are not emitted here."""
+    """The 40 bytes of the fixed header for a payload of `payload_bytes`; for a fragment, 8 of a fragment header too."""
     first_word = (6 << 28) | (header.traffic_class << 20) | header.flow_label
-    return _HEADER.pack(first_word, payload_bytes, header.protocol, header.hop_limit, header.source, header.destination)
+    ends = (header.source, header.destination)
+    if not header.is_fragment:
+        return _HEADER.pack(first_word, payload_bytes, header.protocol, header.hop_limit, *ends)
+    offset_and_flag = header.fragment_offset | (_MORE_FRAGMENTS if header.more_fragments else 0)
+    fixed = _HEADER.pack(first_word, FRAGMENT_HEADER_BYTES + payload_bytes, FRAGMENT, header.hop_limit, *ends)
+    return fixed + _FRAGMENT.pack(header.protocol, offset_and_flag, header.identification)

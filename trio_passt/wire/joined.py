@@ -1,6 +1,6 @@
-"""What `coalesce` makes of a batch: frames that go on with one another, as one segment."""
+"""What `coalesce` makes of a batch: frames that belong together, as one segment or as some datagrams of one flow."""
 
-from attrs import frozen
+from attrs import define, frozen
 
 from trio_passt.wire.plain import Ends
 from trio_passt.wire.tcp import TcpSegment
@@ -27,4 +27,19 @@ class JoinedSegments:
         return self.segment.frames
 
 
-Item = memoryview | JoinedSegments
+@define(eq=False)
+class JoinedDatagrams:
+    """UDP datagrams between the same ends, with the same source MAC and hop limit, in order; perhaps only one.
+
+    `mac` and `ends` are as in `plain`.  `payloads` are views of the batch, never none of them.  `last` is the IP packet
+    of the last one, a view, too: what an error about it has to quote.
+    """
+
+    mac: bytes
+    ends: Ends
+    hop_limit: int
+    payloads: list[memoryview]
+    last: memoryview
+
+
+Item = memoryview | JoinedSegments | JoinedDatagrams

@@ -6,13 +6,15 @@ Nearly every frame of a busy guest is TCP in a whole IP packet, without options,
 a frame has its fields at fixed places, so one `unpack` reads them all, and two sums verify the checksums.  It is what
 Van Jacobson's header prediction is to a kernel: not another protocol, only a shorter way for what is expected.
 
+A plain UDP datagram is one in a whole packet of its own, not for one of the services that are answered here.
+
 Whatever is not plain, or not right, is left to the parsers of each layer, which also say what is wrong with it; where
 `parse` finds a segment, they find the same (the tests compare them).
 """
 
 import struct
 
-from trio_passt.wire import tcp
+from trio_passt.wire import ethernet, ipv4, tcp, udp
 from trio_passt.wire.checksum import NUMPY_FROM_BYTES, sum_of
 from trio_passt.wire.ethernet import EtherType
 from trio_passt.wire.ip import IPProtocol
@@ -21,17 +23,26 @@ from trio_passt.wire.tcp import ACK, FIN, PSH, TcpSegment
 Ends = tuple[bytes, int, bytes, int]
 """Packed source address, source port, packed destination address, destination port."""
 
-_IPV4 = struct.Struct("!6x 6s H  HH2xHxB2x 4s4s  HHIIBBH4x")
-_IPV6 = struct.Struct("!6x 6s H  B3xHBx 16s16s  HHIIBBH4x")
+_IPV4 = struct.Struct("!6x 6s H  HH2xH4x 4s4s  HHIIBBH4x")
+_IPV6 = struct.Struct("!6x 6s H  B3xH2x 16s16s  HHIIBBH4x")
+_UDP_IPV4 = struct.Struct("!6x 6s H  HH2xHBB2x 4s4s  HHHH")
+_UDP_IPV6 = struct.Struct("!6x 6s H  B3xHBB 16s16s  HHHH")
 _ADDRESSES_IPV4_AT = 26
 _ADDRESSES_IPV6_AT = 22
 
 _TCP = int(IPProtocol.TCP)
+_UDP = int(IPProtocol.UDP)
 _ETHERTYPE_IPV4 = int(EtherType.IPV4)
 _ETHERTYPE_IPV6 = int(EtherType.IPV6)
 _NO_OPTIONS = tcp.HEADER_BYTES << 2
 _OFFSET_AND_MORE_FRAGMENTS = 0x3FFF
 _PSH_AND_FIN = PSH | FIN
+
+DHCP_SERVER_PORT, DHCPV6_SERVER_PORT = 67, 547
+"""Datagrams to these are looked at more closely: they may be for us."""
+
+Datagram = tuple[bytes, Ends, int, memoryview, memoryview]
+"""Source MAC, both ends, hop limit, payload, and the IP packet."""
 
 
 def parse(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
@@ -39,18 +50,17 @@ def parse(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
     if len(frame) < _IPV4.size:
         return None
     if frame[12] == _ETHERTYPE_IPV4 >> 8 and frame[13] == _ETHERTYPE_IPV4 & 0xFF:
-        return _parse_ipv4(frame)
-    return _parse_ipv6(frame) if len(frame) >= _IPV6.size else None
+        return _parse_ipv4(frame) if frame[23] == _TCP else None
+    return _parse_ipv6(frame) if len(frame) >= _IPV6.size and frame[20] == _TCP else None
 
 
 def _parse_ipv4(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
     fields = _IPV4.unpack_from(frame)
-    mac, _, start, total, fragment, protocol, source, destination = fields[:8]
-    source_port, destination_port, seq, ack, offset, flags, window = fields[8:]
+    mac, _, start, total, fragment, source, destination = fields[:7]
+    source_port, destination_port, seq, ack, offset, flags, window = fields[7:]
     stop = _IPV4.size - 40 + total
     if (
-        protocol != _TCP
-        or offset != _NO_OPTIONS
+        offset != _NO_OPTIONS
         or flags & ~_PSH_AND_FIN != ACK
         or start >> 8 != 0x45
         or fragment & _OFFSET_AND_MORE_FRAGMENTS
@@ -66,12 +76,11 @@ def _parse_ipv4(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
 
 def _parse_ipv6(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
     fields = _IPV6.unpack_from(frame)
-    mac, ethertype, start, length, protocol, source, destination = fields[:7]
-    source_port, destination_port, seq, ack, offset, flags, window = fields[7:]
+    mac, ethertype, start, length, source, destination = fields[:6]
+    source_port, destination_port, seq, ack, offset, flags, window = fields[6:]
     stop = _IPV6.size - 20 + length
     if (
-        protocol != _TCP
-        or offset != _NO_OPTIONS
+        offset != _NO_OPTIONS
         or flags & ~_PSH_AND_FIN != ACK
         or start >> 4 != 6
         or ethertype != _ETHERTYPE_IPV6
@@ -84,9 +93,67 @@ def _parse_ipv6(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
     return mac, (source, source_port, destination, destination_port), segment
 
 
+def parse_datagram(frame: memoryview) -> Datagram | None:
+    """The same for UDP; `None` for everything else.  IPv4 may come without checksum."""
+    if len(frame) < _UDP_IPV4.size:
+        return None
+    if frame[12] == _ETHERTYPE_IPV4 >> 8 and frame[13] == _ETHERTYPE_IPV4 & 0xFF:
+        return _parse_datagram_ipv4(frame) if frame[23] == _UDP else None
+    return _parse_datagram_ipv6(frame) if len(frame) >= _UDP_IPV6.size and frame[20] == _UDP else None
+
+
+def _parse_datagram_ipv4(frame: memoryview) -> Datagram | None:
+    fields = _UDP_IPV4.unpack_from(frame)
+    mac, _, start, total, fragment, hop_limit, _, source, destination = fields[:9]
+    source_port, destination_port, udp_bytes, field = fields[9:]
+    payload_at, stop = _UDP_IPV4.size, ethernet.HEADER_BYTES + total
+    if (
+        start >> 8 != 0x45
+        or fragment & _OFFSET_AND_MORE_FRAGMENTS
+        or udp_bytes + ipv4.HEADER_BYTES != total
+        or not payload_at <= stop <= len(frame)
+        or destination_port == DHCP_SERVER_PORT
+        or not hop_limit
+        or int.from_bytes(frame[14:34], "big") % 65535
+        or (field and not _is_right_datagram(frame, _ADDRESSES_IPV4_AT, payload_at, stop))
+    ):
+        return None
+    ends = (source, source_port, destination, destination_port)
+    return mac, ends, hop_limit, frame[payload_at:stop], frame[ethernet.HEADER_BYTES : stop]
+
+
+def _parse_datagram_ipv6(frame: memoryview) -> Datagram | None:
+    fields = _UDP_IPV6.unpack_from(frame)
+    mac, ethertype, start, length, _, hop_limit, source, destination = fields[:8]
+    source_port, destination_port, udp_bytes, field = fields[8:]
+    payload_at, stop = _UDP_IPV6.size, _UDP_IPV6.size - udp.HEADER_BYTES + length
+    if (
+        start >> 4 != 6
+        or ethertype != _ETHERTYPE_IPV6
+        or udp_bytes != length
+        or not payload_at <= stop <= len(frame)
+        or destination_port == DHCPV6_SERVER_PORT
+        or not hop_limit
+        or not field
+        or not _is_right_datagram(frame, _ADDRESSES_IPV6_AT, payload_at, stop)
+    ):
+        return None
+    ends = (source, source_port, destination, destination_port)
+    return mac, ends, hop_limit, frame[payload_at:stop], frame[ethernet.HEADER_BYTES : stop]
+
+
+def _is_right_datagram(frame: memoryview, addresses_at: int, payload_at: int, stop: int) -> bool:
+    """The UDP checksum, over addresses, header and payload."""
+    return _sums_up(frame, addresses_at, payload_at, stop, _UDP + stop - payload_at + udp.HEADER_BYTES)
+
+
 def _is_right(frame: memoryview, addresses_at: int, payload_at: int, stop: int) -> bool:
     """The TCP checksum, over addresses, header and payload (see `checksum`)."""
-    total = _TCP + stop - payload_at + tcp.HEADER_BYTES
+    return _sums_up(frame, addresses_at, payload_at, stop, _TCP + stop - payload_at + tcp.HEADER_BYTES)
+
+
+def _sums_up(frame: memoryview, addresses_at: int, payload_at: int, stop: int, total: int) -> bool:
+    """Whether all from the addresses to the end, and the rest of the pseudo-header, makes a right checksum."""
     if stop - payload_at < NUMPY_FROM_BYTES:
         number = int.from_bytes(frame[addresses_at:stop], "big")
         total += number << 8 if stop & 1 else number

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.bench.cells import ALL, CRR, FLOOR, OURS, PASST, PROGRAMS, RR, Bulk, Cpu, Direction, rows
+from tests.bench.cells import ALL, CRR, FLOOR, OURS, PASST, PROGRAMS, RR, UDP, Bulk, Cpu, Direction, Flood, rows
 from tests.bench.results import Idle, Results, Samples, Sharing
 
 UP = Bulk(Direction.UP, 65520, 1)
@@ -18,12 +18,19 @@ def results() -> Results:
 def test_all_conditions_are_measured_each_once() -> None:
     bulk = [cell for cell in ALL if isinstance(cell, Bulk)]
     assert len(bulk) == 2 * 3 * 2
-    assert len({cell.name for cell in ALL}) == len(ALL) == len(bulk) + 2
+    assert len(ALL) == len(bulk) + 2 + len(UDP)
+    assert len({row.name for row in rows(ALL)}) == len(rows(ALL))
 
 
 def test_cpu_time_has_a_row_for_each_cell_with_one_flow() -> None:
     cpu = [row.bulk for row in rows(ALL) if isinstance(row, Cpu)]
-    assert cpu == [cell for cell in ALL if isinstance(cell, Bulk) and cell.flow_count == 1]
+    assert cpu == [cell for cell in ALL if isinstance(cell, Flood) or (isinstance(cell, Bulk) and cell.flow_count == 1)]
+
+
+def test_a_flood_has_a_row_for_what_is_lost() -> None:
+    floods = [cell for cell in ALL if isinstance(cell, Flood)]
+    assert len(floods) == 2 * 2
+    assert {flood.lost for flood in floods} < set(rows(ALL))
 
 
 def test_median_and_spread() -> None:

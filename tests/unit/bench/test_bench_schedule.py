@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 
-from tests.bench.cells import ALL, FLOOR, OURS, PASST, PROGRAMS, SLIRP, Bulk
+from tests.bench.cells import ALL, FLOOR, OURS, PASST, PROGRAMS, SLIRP, Bulk, Lookups
 from tests.bench.progress import Progress
 from tests.bench.schedule import Plan, rotated
 
@@ -33,6 +33,12 @@ def test_no_program_is_always_the_first() -> None:
     for cell in ALL:
         first = [names[0] for _, _, cells in plan.turns() for turn, names in cells if turn == cell]
         assert len(set(first)) > 1
+
+
+def test_lookups_are_the_last_of_their_mtu() -> None:
+    """They stop the programs, which would have to be started again."""
+    _, _, cells = next(Plan(ALL, PROGRAMS, rounds=1, seconds=2.0).turns())
+    assert [isinstance(cell, Lookups) for cell, _ in cells].index(True) == len(cells) - 1
 
 
 def test_cells_of_an_mtu_are_measured_together() -> None:

@@ -2,11 +2,29 @@
 
 from tests.bench import table
 from tests.bench.about import About
-from tests.bench.cells import ALL, FLOOR, OURS, PASST, PROGRAMS, RR, SLIRP, Bulk, Cpu, Direction, rows
+from tests.bench.cells import (
+    ALL,
+    DNS,
+    DNS_MEDIAN,
+    FLOOR,
+    OURS,
+    PASST,
+    PROGRAMS,
+    RR,
+    SLIRP,
+    UDP,
+    UDP_RR_LOST,
+    Bulk,
+    Cpu,
+    Direction,
+    Flood,
+    rows,
+)
 from tests.bench.results import Idle, Results, Samples, Sharing
 from tests.bench.targets import Target
 
 UP = Bulk(Direction.UP, 65520, 1)
+FLOOD = Flood(Direction.UP, 9000)
 ABOUT = About("2025-01-02", "6.1.0", "A CPU", 2, 0.5, "cubic", {OURS: "0.1.0 (abc)", PASST: "0.0~git1"}, 5, 2.0)
 
 
@@ -31,6 +49,24 @@ def test_rates_are_whole_numbers() -> None:
     results = Results([OURS], [RR])
     results.add(RR, OURS, 5432.1)
     assert _cells(table.table(results, [RR])[2]) == [RR.title, "5432 (5432-5432)"]
+
+
+def test_losses_are_not_compared() -> None:
+    """How many times nothing is what another loses?"""
+    results = Results([OURS, PASST], rows((FLOOD, DNS)))
+    for program, lost in ((OURS, 12.5), (PASST, 10.0)):
+        results.add(FLOOD.lost, program, lost)
+    assert _cells(table.table(results, [FLOOD.lost])[2]) == [
+        FLOOD.lost.title,
+        "12.50 (12.50-12.50)",
+        "10.00 (10.00-10.00)",
+    ]
+    for program, latency in ((OURS, 0.5), (PASST, 0.25)):
+        results.add(DNS, program, 0)
+        results.add(DNS_MEDIAN, program, latency)
+    _, _, lost, median = table.table(results, [DNS, DNS_MEDIAN])
+    assert _cells(lost) == [DNS.title, "0 (0-0)", "0 (0-0)", "–"]
+    assert _cells(median)[3] == "2.00"
 
 
 def test_no_cells_no_table() -> None:
@@ -63,6 +99,8 @@ def test_the_page_says_what_was_found() -> None:
         "2025-01-02, Linux 6.1.0, A CPU, 2 CPUs",
         "trio-passt 0.1.0 (abc), passt 0.0~git1",
         "](benchmark.svg)",
+        "for 0.7 s",
+        "the MTU of the veth is 9216, not 1500",
         f"- {UP.title}, passt: not finished after 13 s",
         "- trio-passt, 10000 open connections, idle: 8.1 KiB resident each, 0.10% of a CPU (without any: 0.00%).",
         "- trio-passt, 1 GB up: 3.00 s through 1000 connections at once, 2.00 s through 8: 1.50 times as long.",
@@ -76,6 +114,15 @@ def test_the_page_says_what_was_found() -> None:
 def test_what_was_not_measured_has_no_section() -> None:
     page = table.page(Results(PROGRAMS, [RR]), [], ABOUT, "benchmark.svg")
     assert "## Exchanges" in page
+    assert "## UDP" not in page
     assert "Gbit/s" not in page
     assert "Many connections" not in page
     assert "Failures" not in page
+
+
+def test_udp_has_sections_of_its_own() -> None:
+    page = table.page(Results(PROGRAMS, rows(UDP)), [], ABOUT, "benchmark.svg")
+    assert page.count("## UDP") == 3
+    for row in rows(UDP):
+        assert f"| {row.title} " in page
+    assert page.count(f"| {UDP_RR_LOST.title} ") == 1

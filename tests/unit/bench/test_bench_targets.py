@@ -3,7 +3,25 @@
 import pytest
 
 from tests.bench import targets
-from tests.bench.cells import ALL, CRR, FLOOR, OURS, PASST, PROGRAMS, RR, SHORT, Bulk, Direction, Rate, rows
+from tests.bench.cells import (
+    ALL,
+    CRR,
+    DNS,
+    FLOOR,
+    OURS,
+    PASST,
+    PROGRAMS,
+    RR,
+    SHORT,
+    UDP_RR,
+    Bulk,
+    Cell,
+    Direction,
+    Flood,
+    Paced,
+    Rate,
+    rows,
+)
 from tests.bench.results import Idle, Results, Sharing
 
 ONE, EIGHT = Bulk(Direction.DOWN, 9000, 1), Bulk(Direction.DOWN, 9000, 8)
@@ -19,14 +37,16 @@ def _found(results: Results, name: str) -> targets.Target:
     return found
 
 
-def _measured(results: Results, cell: Bulk | Rate, program: str, *numbers: float) -> None:
+def _measured(results: Results, cell: Cell, program: str, *numbers: float) -> None:
     for number in numbers:
         results.add(cell, program, number)
 
 
 def test_nothing_is_met_by_not_measuring_it(results: Results) -> None:
     found = list(targets.speed(results))
-    assert len(found) == 12 + 12 + 6 + 2  # ratio and steadiness of a bulk cell, 8 flows to 1, ratio of a rate
+    of_tcp = 12 + 12 + 6 + 2  # ratio and steadiness of a bulk cell, 8 flows to 1, ratio of a rate
+    of_udp = 4 + 4 + 4 + 1 + 1  # ratio and loss of a flood, loss at a rate, ratio of a rate, lookups
+    assert len(found) == of_tcp + of_udp
     assert {target.is_met for target in found} == {None}
 
 
@@ -37,13 +57,56 @@ def test_throughput_is_at_least_passts(results: Results, ours: float, is_met: bo
     assert _found(results, f"{ONE.title}: ≥ 1 of passt").is_met is is_met
 
 
-@pytest.mark.parametrize("cell", [RR, CRR])
+@pytest.mark.parametrize("cell", [RR, CRR, UDP_RR])
 @pytest.mark.parametrize(("ours", "is_met"), [(900.0, True), (890.0, False)])
 def test_rates_are_at_least_nine_tenths_of_passts(results: Results, cell: Rate, ours: float, is_met: bool) -> None:
     _measured(results, cell, OURS, ours)
     _measured(results, cell, PASST, 1000.0)
     name = next(target.name for target in targets.speed(results) if target.name.startswith(f"{cell.title}:"))
     assert _found(results, name).is_met is is_met
+
+
+@pytest.mark.parametrize(
+    ("payload", "ours", "is_met"), [(1400, 0.7, True), (1400, 0.69, False), (9000, 1.0, True), (9000, 0.99, False)]
+)
+def test_of_a_flood_as_much_arrives_as_passts(results: Results, payload: int, ours: float, is_met: bool) -> None:
+    flood = Flood(Direction.UP, payload)
+    _measured(results, flood, OURS, ours)
+    _measured(results, flood, PASST, 1.0)
+    assert _found(results, f"{flood.title}: ≥").is_met is is_met
+
+
+@pytest.mark.parametrize(("ours", "is_met"), [(0.0, True), (12.0, True), (12.1, False)])
+def test_of_a_flood_no_more_is_lost_than_passts(results: Results, ours: float, is_met: bool) -> None:
+    lost = Flood(Direction.UP, 9000).lost
+    _measured(results, lost, OURS, ours)
+    _measured(results, lost, PASST, 10.0)
+    found = _found(results, f"{lost.title}:")
+    assert found.is_met is is_met
+    assert found.found == f"{ours:.2f} (passt: 10.00)"
+
+
+@pytest.mark.parametrize(("ours", "is_met"), [(0.0, True), (0.1, True), (0.2, False)])
+def test_at_a_rate_no_more_is_lost_than_passts(results: Results, ours: float, is_met: bool) -> None:
+    (paced, *_) = (cell for cell in ALL if isinstance(cell, Paced))
+    _measured(results, paced, OURS, ours)
+    assert _found(results, f"{paced.title}:").is_met is None
+    _measured(results, paced, PASST, 0.0)
+    assert _found(results, f"{paced.title}:").is_met is is_met
+
+
+@pytest.mark.parametrize(("lost", "is_met"), [(0, True), (1, False)])
+def test_no_query_is_lost_in_any_round(results: Results, lost: int, is_met: bool) -> None:
+    _measured(results, DNS, OURS, 0, 0, lost)
+    found = _found(results, "queries a second")
+    assert found.is_met is is_met
+    assert found.found == f"{lost} of 9000, 0 failures"
+
+
+def test_a_round_without_queries_is_no_round_without_losses(results: Results) -> None:
+    _measured(results, DNS, OURS, 0)
+    results.add_failure(DNS, OURS, "its process has ended")
+    assert _found(results, "queries a second").is_met is False
 
 
 @pytest.mark.parametrize(("slowest", "is_met"), [(7.0, True), (6.9, False)])

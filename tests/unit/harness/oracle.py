@@ -3,12 +3,13 @@
 Every frame is checked as a whole: addresses of the Ethernet header, lengths, and all checksums.
 """
 
-from attrs import frozen
+from attrs import field, frozen
 from scapy.config import conf
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, in6_chksum
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
+from scapy.utils import checksum
 
 from trio_passt.link.memory import SentFrame
 from trio_passt.wire.frames import Offload, Segmentation
@@ -17,6 +18,9 @@ from trio_passt.wire.tcp import TcpOptions, TcpSegment
 conf.ipv6_enabled = True
 
 TCP_FLAGS_OF_INTEREST = 0x3F
+
+ICMP_ERRORS = frozenset({3, 11, 12})
+ICMPV6_ERRORS = frozenset({1, 2, 3, 4})
 
 
 @frozen
@@ -47,7 +51,28 @@ class SeenUdp(Addressed):
 class SeenOther(Addressed):
     """Anything else that is in an IP packet, as scapy has it."""
 
-    packet: Packet
+    packet: Packet = field(repr=False)
+
+
+@frozen
+class SeenError(SeenOther):
+    """An ICMP or ICMPv6 error; `info` is the word after the checksum, `quoted` the packet that it is about."""
+
+    type: int
+    code: int
+    info: int
+    quoted: bytes = field(repr=False)
+
+
+@frozen
+class SeenFragment(Addressed):
+    """A fragment: its IP packet, as scapy has it, its place in the whole, and its part of that, in bytes."""
+
+    packet: Packet = field(repr=False)
+    number: int
+    offset: int
+    is_last: bool
+    part: bytes = field(repr=False)
 
 
 @frozen
@@ -57,7 +82,7 @@ class SeenFrame:
     packet: Packet
 
 
-Seen = SeenTcp | SeenUdp | SeenOther | SeenFrame
+Seen = SeenTcp | SeenUdp | SeenOther | SeenFragment | SeenFrame
 
 
 def see(frame: bytes, guest_mac: str, host_mac: str = "9a:55:9a:55:9a:55") -> Seen:
@@ -68,13 +93,34 @@ def see(frame: bytes, guest_mac: str, host_mac: str = "9a:55:9a:55:9a:55") -> Se
     assert is_group or ethernet.dst == guest_mac, f"frame to {ethernet.dst}"
     if IP not in ethernet and IPv6 not in ethernet:
         return SeenFrame(ethernet)
-    _check_sums(ethernet, frame)
     ip = ethernet[IP] if IP in ethernet else ethernet[IPv6]
+    if (fragment := _fragment(ip)) is not None:
+        return fragment
+    if (error := _error(ip)) is not None:
+        return error
+    _check_sums(ethernet, frame)
     if TCP in ip:
         return SeenTcp(ip.src, ip.dst, _segment(ip[TCP]))
     if UDP in ip and ICMP not in ip:
         return SeenUdp(ip.src, ip.dst, ip[UDP].sport, ip[UDP].dport, bytes(ip[UDP].payload))
     return SeenOther(ip.src, ip.dst, ip)
+
+
+def whole(fragments: list[SeenFragment], guest_mac: str, host_mac: str = "9a:55:9a:55:9a:55") -> Seen:
+    """What is in a packet that came in these fragments, one after the other."""
+    first = fragments[0].packet
+    payload = b""
+    for fragment in fragments:
+        assert (fragment.source, fragment.destination, fragment.number) == (first.src, first.dst, fragments[0].number)
+        assert fragment.offset == len(payload)
+        assert fragment.is_last == (fragment is fragments[-1])
+        payload += fragment.part
+    packet: Packet = (
+        IP(src=first.src, dst=first.dst, id=first.id, ttl=first.ttl, proto=first.proto)
+        if IP in first
+        else IPv6(src=first.src, dst=first.dst, hlim=first.hlim, nh=first[IPv6ExtHdrFragment].nh)
+    )
+    return see(bytes(Ether(src=host_mac, dst=guest_mac) / packet / Raw(payload)), guest_mac, host_mac)
 
 
 def complete(sent: SentFrame) -> list[bytes]:
@@ -103,6 +149,44 @@ def complete(sent: SentFrame) -> list[bytes]:
             del segment[IPv6].plen
         frames.append(bytes(segment / Raw(piece) if piece else segment))
     return frames
+
+
+def _fragment(ip: Packet) -> SeenFragment | None:
+    """A part of a packet; what is not the last one has a multiple of eight bytes."""
+    data = bytes(ip)
+    if IP in ip:
+        if not (ip.flags.MF or ip.frag):
+            return None
+        assert checksum(data[:20]) == 0
+        assert (ip.ihl, ip.len) == (5, len(data))
+        found = SeenFragment(ip.src, ip.dst, ip, ip.id, ip.frag * 8, not ip.flags.MF, data[20:])
+    elif ip.nh == 44:
+        assert ip.plen == len(data) - 40
+        header = ip[IPv6ExtHdrFragment]
+        found = SeenFragment(ip.src, ip.dst, ip, header.id, header.offset * 8, not header.m, data[48:])
+    else:
+        return None
+    assert found.part
+    assert found.is_last or len(found.part) % 8 == 0
+    return found
+
+
+def _error(ip: Packet) -> SeenError | None:
+    """An error quotes as much of a packet as it has room for, so scapy can't put its checksums right again."""
+    data = bytes(ip)
+    message = data[20:] if IP in ip else data[40:]
+    if IP in ip:
+        if ip.proto != 1 or message[0] not in ICMP_ERRORS:
+            return None
+        assert (checksum(data[:20]), checksum(message), ip.len) == (0, 0, len(data))
+    else:
+        if ip.nh != 58 or message[0] not in ICMPV6_ERRORS:
+            return None
+        assert in6_chksum(58, ip, message) == 0
+        assert ip.plen == len(message)
+    assert len(data) <= (576 if IP in ip else 1280), "RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c)"
+    info = int.from_bytes(message[4:8], "big")
+    return SeenError(ip.src, ip.dst, ip, message[0], message[1], info, message[8:])
 
 
 def _check_pseudo_header_sum(ip: Packet, offload: Offload) -> None:

@@ -19,7 +19,7 @@ from attrs import frozen
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from harness import oracle
-from harness.oracle import Seen, SeenOther, SeenTcp, SeenUdp
+from harness.oracle import Seen, SeenError, SeenFragment, SeenOther, SeenTcp, SeenUdp
 from harness.tcp import GuestTcp, HostServer, HostSocket
 from harness.waiting import eventually
 from trio_passt.config import DnsForward, GuestIPv4, GuestIPv6, GuestNetwork, PortForward, Protocol
@@ -30,7 +30,7 @@ from trio_passt.flow.guest import Guest
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.flow.translate import AddressMap
-from trio_passt.host.listeners import PortListeners
+from trio_passt.host.listeners import PortListeners, UdpPort
 from trio_passt.host.queue import SCRATCH_BYTES
 from trio_passt.host.readiness import Readiness
 from trio_passt.link.base import LinkClosed
@@ -122,6 +122,7 @@ class Stage:
         """What a test opened, to be closed when it is over."""
         self.ended: str | None = None
         self._nursery = nursery
+        self._listeners: list[PortListeners] = []
         self._frames_read = 0
         self._seen: deque[Seen] = deque()
 
@@ -181,6 +182,22 @@ class Stage:
         assert isinstance(seen, SeenOther)
         return seen
 
+    async def expects_error(self) -> SeenError:
+        """The next ICMP or ICMPv6 error."""
+        seen = await eventually(lambda: self.look(lambda seen: isinstance(seen, SeenError)), "an ICMP error")
+        assert isinstance(seen, SeenError)
+        return seen
+
+    async def expects_in_fragments(self) -> Seen:
+        """The next packet that comes in fragments, put together."""
+        parts: list[SeenFragment] = []
+        while not (parts and parts[-1].is_last):
+            part = await eventually(lambda: self.look(lambda seen: isinstance(seen, SeenFragment)), "a fragment")
+            assert isinstance(part, SeenFragment)
+            assert len(part.packet) <= self.network.link_mtu_bytes
+            parts.append(part)
+        return oracle.whole(parts, GUEST_MAC.hex(":"))
+
     async def expects_nothing(self) -> None:
         """Nothing came, and nothing comes."""
         await wait_all_tasks_blocked(0.002)
@@ -212,9 +229,10 @@ class Stage:
     async def serve(self, flow_limit: int, *, task_status: "TaskStatus[None]") -> None:
         """The guest session, as `daemon.serve_guest` has it; `ended` tells why it ended."""
         async with trio.open_nursery() as nursery:
-            self.dispatcher = Dispatcher(self.session, nursery, flow_limit)
+            self.dispatcher = Dispatcher(self.session, nursery, flow_limit, self)
             nursery.start_soon(self.link.run)
             nursery.start_soon(self.readiness.run)
+            nursery.start_soon(self.dispatcher.expire_fragments)
             task_status.started()
             try:
                 await own_frames(self.link, self.dispatcher, self.readiness)
@@ -300,9 +318,15 @@ class Stage:
                 continue
             self.opened.callback(listeners.close)
             listeners.receiver = self.dispatcher
+            self._listeners.append(listeners)
             self._nursery.start_soon(listeners.run)
             return port
         pytest.fail("no free port")
+
+    def udp_port(self, target: int, address_bytes: int) -> UdpPort | None:
+        """What `forwards` has bound, for the dispatcher."""
+        found = (listeners.udp_port(target, address_bytes) for listeners in self._listeners)
+        return next((port for port in found if port is not None), None)
 
     # -- TCP connections -----------------------------------------------------------------------------------------------
 
@@ -387,7 +411,7 @@ def frame_of(packet: Buffer) -> bytes:
 
 def segment_packet(family: Family, segment: TcpSegment, remote: str | None = None) -> bytes:
     """An IP packet from the guest with one TCP segment."""
-    source, destination = family.guest_packed, ip_address(remote or family.gateway).packed
+    source, destination = (family.guest_packed, ip_address(remote or family.gateway).packed)
     return ip.emit_packet(source, destination, IPProtocol.TCP, tcp.emit(source, destination, segment))
 
 

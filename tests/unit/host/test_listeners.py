@@ -3,15 +3,12 @@
 import errno
 import logging
 import os
-import random
 import socket
-import struct
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-import trio
+from forwarded_ports import BOTH, Recorder, client, free_port, listening
 from harness.stage import V4, V6, Family
 from harness.waiting import eventually
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -20,65 +17,7 @@ from trio_passt.config import PortForward, Protocol
 from trio_passt.errors import StartupError
 from trio_passt.host import listeners as module
 from trio_passt.host.endpoint import Endpoint
-from trio_passt.host.listeners import PortListeners, UdpPort
-
-BOTH = [Protocol.TCP, Protocol.UDP]
-
-
-def free_port() -> int:
-    """A port that nobody has, in any family and protocol; outside of what the kernel gives to others."""
-    for _ in range(100):
-        port = random.randrange(20_000, 32_000)
-        forwards = [PortForward(protocol, port, 1) for protocol in BOTH]
-        try:
-            PortListeners.bind(forwards).close()
-        except StartupError:
-            continue
-        return port
-    pytest.fail("no free port")
-
-
-class Recorder:
-    """A receiver that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.connections: list[tuple[socket.socket, Endpoint, int]] = []
-        self.datagrams: list[tuple[UdpPort, Endpoint, bytes, bytes]] = []
-        self.error: OSError | None = None
-
-    def on_connection(self, host: socket.socket, peer: Endpoint, target: int) -> None:
-        if self.error:
-            raise self.error
-        self.connections.append((host, peer, target))
-
-    def on_datagram(self, port: UdpPort, peer: Endpoint, local: bytes, payload: bytes) -> None:
-        self.datagrams.append((port, peer, local, payload))
-
-    def close(self) -> None:
-        for host, _, _ in self.connections:
-            host.close()
-
-
-@asynccontextmanager
-async def listening(*forwards: PortForward, receiver: Recorder | None = None) -> AsyncIterator[PortListeners]:
-    listeners = PortListeners.bind(forwards)
-    listeners.receiver = receiver
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(listeners.run)
-        try:
-            yield listeners
-        finally:
-            nursery.cancel_scope.cancel()
-    listeners.close()
-    if receiver:
-        receiver.close()
-
-
-def client(family: Family, kind: socket.SocketKind, port: int) -> socket.socket:
-    sock = socket.socket(family.socket_family, kind)
-    sock.connect((family.local, port))
-    sock.setblocking(False)
-    return sock
+from trio_passt.host.listeners import PortListeners
 
 
 async def test_connection_goes_to_the_receiver(family: Family) -> None:
@@ -94,22 +33,6 @@ async def test_connection_goes_to_the_receiver(family: Family) -> None:
             assert host.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             sock.send(b"x")
             assert host.recv(1) == b"x"
-
-
-async def test_datagram_goes_to_the_receiver_with_the_address_it_was_sent_to(family: Family) -> None:
-    receiver, port = Recorder(), free_port()
-    async with listening(PortForward(Protocol.UDP, port, 53), receiver=receiver):
-        with client(family, socket.SOCK_DGRAM, port) as sock:
-            sock.send(b"question")
-            sock.send(b"")
-            await eventually(lambda: True if len(receiver.datagrams) == 2 else None, "two datagrams")
-            udp_port, peer, local, payload = receiver.datagrams[0]
-            assert (udp_port.target, payload) == (53, b"question")
-            assert peer == Endpoint.of(sock.getsockname())
-            assert socket.inet_ntop(family.socket_family, local) == family.local
-            udp_port.send(b"answer", peer, local)
-            assert sock.recv(100) == b"answer"
-            assert receiver.datagrams[1][3] == b""
 
 
 async def test_many_at_once_all_arrive() -> None:
@@ -207,23 +130,6 @@ async def test_connection_that_is_gone_before_it_was_accepted(monkeypatch: pytes
             assert len(receiver.connections) == 1
 
 
-async def test_error_of_an_earlier_reply_costs_no_datagram(monkeypatch: pytest.MonkeyPatch) -> None:
-    receiver, port = Recorder(), free_port()
-    receive, errors = socket.socket.recvmsg, [errno.EHOSTUNREACH]
-
-    def sometimes(sock: socket.socket, *sizes: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
-        if errors:
-            raise OSError(errors.pop(), "no route")
-        return receive(sock, *sizes)
-
-    async with listening(PortForward(Protocol.UDP, port, 80), receiver=receiver):
-        monkeypatch.setattr(socket.socket, "recvmsg", sometimes)
-        with client(V4, socket.SOCK_DGRAM, port) as sock:
-            sock.send(b"x")
-            await wait_all_tasks_blocked(0.001)
-            assert len(receiver.datagrams) == 1
-
-
 @pytest.mark.parametrize("protocol", BOTH)
 def test_port_that_is_taken(family: Family, protocol: Protocol) -> None:
     kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
@@ -305,8 +211,3 @@ def test_family_that_the_guest_lacks_is_not_bound(family: Family) -> None:
 def test_address_of_a_family_that_the_guest_lacks() -> None:
     with pytest.raises(StartupError, match=r"port \d+ of ::1: that address family is off"):
         PortListeners.bind([PortForward(Protocol.TCP, free_port(), 80, IPv6Address("::1"))], [V4.socket_family])
-
-
-def test_packet_info_without_an_address_is_none() -> None:
-    assert module._local_address([]) is None
-    assert module._local_address([(socket.SOL_SOCKET, 1, struct.pack("=i4s4s", 0, bytes(4), bytes(4)))]) is None

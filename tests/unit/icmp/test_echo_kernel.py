@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from echo_script import reply, request
+from harness.own_namespace import answer_for, own_namespace
 from harness.stage import Family, Stage, network, on_stage
-from own_namespace import answer_for, own_namespace
 
 from trio_passt.host import sockets
 from trio_passt.icmp.flow import IDLE_S

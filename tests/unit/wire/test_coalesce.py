@@ -3,266 +3,45 @@
 `check` does it for both ways of joining, whatever the frames are; the tests say what should have become of them, too.
 """
 
-import random
 import struct
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from attrs import evolve, frozen
+from attrs import evolve
+from coalesce_checks import (
+    ENDS,
+    GUEST_MAC,
+    HOST_MAC,
+    TOP,
+    Check,
+    Frame,
+    acks_of,
+    as_bytes,
+    both_ways,
+    check_both,
+    check_bulk,
+    check_items,
+    check_one_by_one,
+    dealt,
+    one_by_one,
+    payload_of,
+    shape,
+    shuffled,
+    stream_of,
+    versions,
+    with_header_sum,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_passt.wire import bulk, checksum, coalesce, ethernet, framing, ipv4, ipv6, plain, tcp, udp
-from trio_passt.wire.bulk import SHORTEST_FRAME_BYTES
+from trio_passt.wire import bulk, checksum, coalesce, columns, ethernet, framing, ipv4, tcp, udp
 from trio_passt.wire.coalesce import BULK_FROM_FRAMES, Item, JoinedSegments
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
 from trio_passt.wire.frames import FrameBatch, Offload
 from trio_passt.wire.ip import IPProtocol, emit_packet
-from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, TcpOptions, TcpSegment
-
-GUEST_MAC, HOST_MAC = bytes.fromhex("525400000002"), bytes.fromhex("9a559a559a55")
-ENDS = {4: (b"\x0a\x00\x00\x02", b"\xc0\x00\x02\x01"), 6: (b"\xfd" + bytes(14) + b"\x02", b"\x20\x01" + bytes(14))}
-PATTERN = bytes(range(251)) * 300
-TOP = 0xFFFFFFFF
-
-
-@frozen
-class Frame:
-    """What a frame is made from; `evolve` makes the next one."""
-
-    version: int = 4
-    seq: int = 1
-    ack: int = 1
-    payload_bytes: int = 0
-    window: int = 500
-    flags: int = ACK
-    source_port: int = 40000
-    source_mac: bytes = GUEST_MAC
-    hop_limit: int = 64
-    identification: int = 0
-    tos: int = 0
-    urgent: int = 0
-    options: TcpOptions = tcp.NO_OPTIONS
-    padding: int = 0
-    damage: tuple[int, int] | None = None
-
-    def next_data(self) -> "Frame":
-        return evolve(
-            self, seq=(self.seq + self.payload_bytes) & TOP, identification=(self.identification + 1) & 0xFFFF
-        )
-
-    def next_ack(self, step: int) -> "Frame":
-        return evolve(self, ack=(self.ack + step) & TOP, identification=(self.identification + 1) & 0xFFFF)
-
-    @property
-    def payload(self) -> bytes:
-        start = self.seq % 1000
-        return PATTERN[start : start + self.payload_bytes]
-
-    def bytes(self) -> bytes:
-        source, destination = ENDS[self.version]
-        segment = TcpSegment(
-            self.source_port, 80, self.seq, self.ack, self.flags, self.window, self.payload, self.options
-        )
-        packet = bytearray(tcp.emit(source, destination, segment))
-        struct.pack_into("!HH", packet, 16, 0, self.urgent)
-        pseudo = checksum.pseudo_header_sum(source, destination, IPProtocol.TCP, len(packet))
-        struct.pack_into("!H", packet, 16, checksum.finish(pseudo + checksum.sum_of(packet)))
-        if self.version == 4:
-            header = ipv4.IPv4Header(
-                source,
-                destination,
-                IPProtocol.TCP,
-                self.hop_limit,
-                self.identification,
-                traffic_class=self.tos,
-            )
-            whole = ipv4.emit(header, len(packet)) + packet
-        else:
-            whole = emit_packet(source, destination, IPProtocol.TCP, bytes(packet), self.hop_limit)
-        ethertype = EtherType.IPV4 if self.version == 4 else EtherType.IPV6
-        frame = ethernet.emit(EthernetHeader(HOST_MAC, self.source_mac, ethertype)) + whole + bytes(self.padding)
-        if self.damage is not None:
-            place, change = self.damage
-            place %= len(frame)
-            frame = frame[:place] + bytes([frame[place] ^ change]) + frame[place + 1 :]
-        return frame
-
-
-def one_by_one(frame: bytes | memoryview) -> tuple[EthernetHeader, bytes, bytes, TcpSegment]:
-    """The frame-by-frame path."""
-    header, packet = ethernet.parse(frame)
-    if header.ethertype == EtherType.IPV4:
-        ip_header, payload = ipv4.parse(packet)
-        assert not ip_header.is_fragment
-        assert ip_header.protocol == IPProtocol.TCP
-        return (
-            header,
-            ip_header.source,
-            ip_header.destination,
-            tcp.parse(ip_header.source, ip_header.destination, payload),
-        )
-    assert header.ethertype == EtherType.IPV6
-    assert packet[6] == IPProtocol.TCP, "no extension headers"
-    ip6_header, payload = ipv6.parse(packet)[:2]
-    return (
-        header,
-        ip6_header.source,
-        ip6_header.destination,
-        tcp.parse(ip6_header.source, ip6_header.destination, payload),
-    )
-
-
-Ends = tuple[bytes, int, bytes, int]
-Found = list[tuple[Item, list[int]]]
-"""Each item, with the frames that it was made from."""
-
-
-def ends_of(frame: bytes | memoryview) -> Ends | None:
-    """The connection that a frame belongs to on the frame-by-frame path; `None` for what is not TCP, or not right."""
-    try:
-        _, source, destination, segment = one_by_one(frame)
-    except (MalformedPacket, AssertionError, IndexError):
-        return None
-    return source, segment.source_port, destination, segment.destination_port
-
-
-def is_padded(frame: bytes) -> bool:
-    """Longer than IP says, though Ethernet does not ask for it."""
-    size = 14 + int.from_bytes(frame[16:18], "big") if frame[12] == 8 else 54 + int.from_bytes(frame[18:20], "big")
-    return size < len(frame) != SHORTEST_FRAME_BYTES
-
-
-def payload_of(run: JoinedSegments) -> bytes:
-    return b"".join((run.segment.payload, *run.segment.more))
-
-
-def check_run(run: JoinedSegments, frames: list[bytes]) -> None:
-    parsed = [one_by_one(frame) for frame in frames]
-    assert {run.mac} == {header.source for header, *_ in parsed}
-    assert {run.ends} == {ends_of(frame) for frame in frames}
-    segments = [part[3] for part in parsed]
-    first, last = segments[0], segments[-1]
-    joined = run.segment
-    assert joined.frames == run.frames == len(frames)
-    assert (joined.seq, joined.ack, joined.window) == (first.seq, last.ack, last.window)
-    assert (joined.source_port, joined.destination_port) == (run.ends[1], run.ends[3])
-    assert len(frames) == 1 or all(segment.flags in (ACK, ACK | PSH) for segment in segments)
-    assert joined.flags == segments[0].flags | PSH * any(segment.flags & PSH for segment in segments)
-    assert payload_of(run) == b"".join(segment.payload for segment in segments)
-    assert joined.payload_bytes == sum(len(segment.payload) for segment in segments)
-    assert joined.sequence_length == sum(segment.sequence_length for segment in segments)
-    assert all(joined.more), "no piece is empty"
-    assert bool(joined.payload) >= bool(joined.more)
-    assert len({bool(segment.payload) for segment in segments}) == 1
-    position = first.seq
-    for segment in segments:
-        assert segment.seq == position
-        position = (position + len(segment.payload)) & TOP
-    if joined.payload:
-        assert run.duplicates == 0
-        assert len({(segment.ack, segment.window) for segment in segments}) == 1
-    else:
-        check_acknowledgements(run, [(segment.ack, segment.window) for segment in segments])
-
-
-def check_acknowledgements(run: JoinedSegments, seen: list[tuple[int, int]]) -> None:
-    """First those that make progress, or change the window, then duplicates of the last one of these."""
-    progress = len(seen) - run.duplicates
-    assert progress >= 1
-    for before, after in pairwise(seen[:progress]):
-        assert after != before
-        assert (after[0] - before[0]) & TOP < 1 << 31
-    assert all(again == seen[progress - 1] for again in seen[progress:])
-
-
-def check_items(items: list[Item], frames: list[bytes]) -> Found:
-    """Compare with the frame-by-frame path: everything is there, in the order of its connection, as it should be.
-
-    Which frames are left as they are is exactly what `plain` says, but for FINs and for padding that no Ethernet needs.
-    """
-    waiting: dict[Ends | None, deque[int]] = defaultdict(deque)
-    for index, frame in enumerate(frames):
-        waiting[ends_of(frame)].append(index)
-    found: Found = []
-    for item in items:
-        if isinstance(item, JoinedSegments):
-            indices = [waiting[item.ends].popleft() for _ in range(item.frames)]
-            check_run(item, [frames[index] for index in indices])
-        else:
-            indices = [waiting[ends_of(item)].popleft()]
-            assert item == frames[indices[0]]
-            expected = plain.parse(item)
-            assert len(frames) == 1 or expected is None or expected[2].flags & FIN or is_padded(frames[indices[0]])
-        found.append((item, indices))
-    assert not any(waiting.values())
-    firsts = [indices[0] for _, indices in found]
-    assert firsts == sorted(firsts)
-    return found
-
-
-def check_one_by_one(frames: list[bytes]) -> Found:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coalesce, "BULK_FROM_FRAMES", len(frames) + 1)
-        patch.setattr(coalesce, "BULK_FROM_SMALL_FRAMES", len(frames) + 1)
-        return check_items(coalesce.coalesce(framing.join(frames)), frames)
-
-
-def check_bulk(frames: list[bytes]) -> Found:
-    return check_items(bulk.join(framing.join(frames)), frames)
-
-
-WAYS = (check_one_by_one, check_bulk)
-both_ways = pytest.mark.parametrize("check", WAYS)
-Check = Callable[[list[bytes]], Found]
-
-
-def check_both(frames: list[bytes]) -> None:
-    for check in WAYS:
-        check(frames)
-
-
-def shape(found: Found | list[Item]) -> list[int]:
-    """How many frames each item stands for; 0 for a frame that was left as it is."""
-    items = [part[0] if isinstance(part, tuple) else part for part in found]
-    return [item.frames if isinstance(item, JoinedSegments) else 0 for item in items]
-
-
-def stream_of(count: int, first: Frame, following: Callable[[Frame], Frame] = Frame.next_data) -> list[Frame]:
-    frames = [first]
-    while len(frames) < count:
-        frames.append(following(frames[-1]))
-    return frames
-
-
-def acks_of(count: int, first: Frame, step: int = 1000) -> list[Frame]:
-    return stream_of(count, first, lambda frame: frame.next_ack(step))
-
-
-def as_bytes(frames: Iterable[Frame]) -> list[bytes]:
-    return [frame.bytes() for frame in frames]
-
-
-def dealt(*streams: list[bytes]) -> list[bytes]:
-    """One frame of each, again and again."""
-    return [frame for turn in zip(*streams, strict=True) for frame in turn]
-
-
-def shuffled(streams: list[list[bytes]], seed: int) -> list[bytes]:
-    """The streams mixed at random; each stays in order."""
-    dice = random.Random(seed)
-    turns = [number for number, stream in enumerate(streams) for _ in stream]
-    dice.shuffle(turns)
-    left = [iter(stream) for stream in streams]
-    return [next(left[number]) for number in turns]
-
-
-versions = pytest.mark.parametrize("version", [4, 6])
-
+from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, TcpOptions
 
 # -- what becomes of one connection ------------------------------------------------------------------------------------
 
@@ -449,7 +228,7 @@ def test_both_versions_in_frames_of_one_length(check: Check) -> None:
 
 
 def test_strangers_with_one_hash_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "_HASH_FACTORS", np.zeros(9, np.uint64))
+    monkeypatch.setattr(columns, "_HASH_FACTORS", np.zeros(9, np.uint64))
     streams = [as_bytes(stream_of(12, Frame(payload_bytes=50, source_port=port))) for port in (1, 2)]
     assert shape(check_bulk(dealt(*streams))) == [1] * 24
     assert shape(check_bulk([*streams[0], *streams[1]])) == [12, 12]
@@ -483,19 +262,19 @@ def udp_frame(number: int, size: int, port: int = 40000) -> bytes:
     return ethernet.emit(EthernetHeader(HOST_MAC, GUEST_MAC, EtherType.IPV4)) + packet
 
 
-def test_datagrams_of_the_same_length() -> None:
-    """In bulk it is seen that they are none of the connection, unless they have its ports."""
+@both_ways
+def test_datagrams_among_segments_do_not_end_a_run(check: Check) -> None:
     data = as_bytes(stream_of(20, Frame(payload_bytes=1000)))
     datagrams = [udp_frame(number, 1054, port=40001) for number in range(20)]
-    assert shape(check_bulk(dealt(data, datagrams))) == [20] + [0] * 20
-    assert shape(check_one_by_one(dealt(data, datagrams))) == [1, 0] * 20
+    assert shape(check(dealt(data, datagrams))) == [20, 20]
+
+
+def test_datagrams_with_the_ports_of_the_connection() -> None:
+    """In bulk, they come between its segments, which are not joined then."""
+    data = as_bytes(stream_of(20, Frame(payload_bytes=1000)))
     same_ports = [udp_frame(number, 1054) for number in range(20)]
-    assert shape(check_bulk(dealt(data, same_ports))) == [1, 0] * 20
-
-
-def test_nothing_but_datagrams() -> None:
-    frames = [udp_frame(number, 1054) for number in range(50)]
-    check_both(frames)
+    assert shape(check_bulk(dealt(data, same_ports))) == [1, 20, *([1] * 19)]
+    assert shape(check_one_by_one(dealt(data, same_ports))) == [20, 20]
 
 
 @both_ways
@@ -511,12 +290,6 @@ def test_no_run_goes_on_across_a_frame_that_hides_its_ports(check: Check, versio
         options = bytes([IPProtocol.TCP, 0, 1, 4, 0, 0, 0, 0])
         frames[10] = frames[10][:14] + packet[:4] + struct.pack("!HB", 28, 0) + packet[7:40] + options + packet[40:]
     assert shape(check(frames)) == [10, 0, 9]
-
-
-def with_header_sum(packet: bytes) -> bytes:
-    header_bytes = (packet[0] & 0xF) * 4
-    cleared = packet[:10] + bytes(2) + packet[12:]
-    return packet[:10] + struct.pack("!H", checksum.checksum(cleared[:header_bytes])) + packet[12:]
 
 
 # -- frames that are different -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from ipaddress import IPv6Address
 
 import pytest
+from attrs import evolve
 from codec_checks import (
     moderately,
     packed_ipv6s,
@@ -8,6 +9,7 @@ from codec_checks import (
     survives_corruption,
     survives_truncation,
     u8,
+    u32,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,9 +30,9 @@ from trio_passt.wire import ipv6
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ipv6 import IPv6Header
 
-SOURCE, DESTINATION = IPv6Address("2001:db8::1").packed, IPv6Address("2001:db8::2").packed
+SOURCE, DESTINATION = (IPv6Address("2001:db8::1").packed, IPv6Address("2001:db8::2").packed)
 
-headers = st.builds(
+fixed_headers = st.builds(
     IPv6Header,
     source=packed_ipv6s,
     destination=packed_ipv6s,
@@ -39,6 +41,15 @@ headers = st.builds(
     traffic_class=u8,
     flow_label=st.integers(0, 0xFFFFF),
 )
+fragment_headers = st.builds(
+    evolve,
+    fixed_headers,
+    protocol=u8,
+    more_fragments=st.booleans(),
+    fragment_offset=st.integers(0, 0x1FFF).map(lambda units: units * 8),
+    identification=u32,
+).filter(lambda header: header.is_fragment)
+headers = fixed_headers | fragment_headers
 
 
 def scapy_packet(*extensions: Packet, **fields: object) -> bytes:
@@ -94,15 +105,48 @@ def test_later_fragment_is_not_walked_into() -> None:
     assert payload == b"\xff" * 16
 
 
+def test_first_fragment_is_not_walked_into() -> None:
+    """Its offsets count from what follows the fragment header, extension headers included."""
+    packet = scapy_packet(IPv6ExtHdrHopByHop(), IPv6ExtHdrFragment(m=1, id=7), IPv6ExtHdrDestOpt(), IPv6ExtHdrDestOpt())
+    header, payload = ipv6.parse(packet)
+    assert (header.protocol, header.identification, header.fragment_offset) == (60, 7, 0)
+    assert payload == packet[40 + 8 + 8 :]
+    assert ipv6.upper_layer(header.protocol, payload) == (17, scapy_packet()[40:])
+
+
 def test_atomic_fragment_is_whole() -> None:
-    header, _ = ipv6.parse(scapy_packet(IPv6ExtHdrFragment(id=1)))
+    header, payload = ipv6.parse(scapy_packet(IPv6ExtHdrFragment(id=1), IPv6ExtHdrDestOpt()))
     assert not header.is_fragment
     assert header.protocol == 17
+    assert payload == scapy_packet()[40:]
 
 
 def test_two_fragment_headers_are_malformed() -> None:
     with pytest.raises(MalformedPacket, match="two fragment headers"):
-        ipv6.parse(scapy_packet(IPv6ExtHdrFragment(m=1), IPv6ExtHdrFragment()))
+        ipv6.parse(scapy_packet(IPv6ExtHdrFragment(), IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(m=1)))
+    _, part = ipv6.parse(scapy_packet(IPv6ExtHdrFragment(m=1), IPv6ExtHdrFragment()))
+    with pytest.raises(MalformedPacket, match="two fragment headers"):
+        ipv6.upper_layer(ipv6.FRAGMENT, part)
+
+
+def test_scapy_reads_the_fragment_that_is_emitted() -> None:
+    header = IPv6Header(SOURCE, DESTINATION, 17, 7, more_fragments=True, fragment_offset=1232, identification=0xDECADE)
+    seen = IPv6(ipv6.emit(header, 8) + b"one part")
+    assert (seen.plen, seen.nh, seen.hlim) == (16, 44, 7)
+    fragment = seen[IPv6ExtHdrFragment]
+    assert (fragment.nh, fragment.offset, fragment.m, fragment.id) == (17, 154, 1, 0xDECADE)
+    assert bytes(fragment.payload) == b"one part"
+
+
+def test_upper_layer_may_be_all_there_is() -> None:
+    assert ipv6.upper_layer(17, b"datagram") == (17, b"datagram")
+    assert ipv6.upper_layer(ipv6.NO_NEXT_HEADER, b"") == (59, b"")
+
+
+@pytest.mark.parametrize("payload", [b"", bytes((17, 0)) + bytes(5), bytes((17, 1)) + bytes(13)])
+def test_extension_headers_that_lie_are_malformed(payload: bytes) -> None:
+    with pytest.raises(MalformedPacket):
+        ipv6.upper_layer(ipv6.DESTINATION_OPTIONS, payload)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +157,7 @@ def test_two_fragment_headers_are_malformed() -> None:
         scapy_packet(IPv6ExtHdrDestOpt(len=9)),
         scapy_packet(IPv6ExtHdrHopByHop(), plen=0),
         bytes(IPv6(nh=60) / Raw(bytes(7))),
+        bytes(IPv6(nh=44) / Raw(bytes(7))),
         bytes(IPv6(nh=51) / Raw(bytes((17, 3)) + bytes(14))),
     ],
 )
@@ -131,6 +176,7 @@ def test_round_trip(header: IPv6Header, payload: bytes) -> None:
 @given(st.sampled_from([0, 43, 44, 51, 60, 59, 17]), st.binary(max_size=80))
 def test_arbitrary_bytes(next_header: int, data: bytes) -> None:
     parses_or_is_malformed(ipv6.parse, data)
+    parses_or_is_malformed(lambda payload: ipv6.upper_layer(next_header, payload), data)
     parses_or_is_malformed(ipv6.parse, ipv6.emit(IPv6Header(SOURCE, DESTINATION, next_header), len(data)) + data)
 
 

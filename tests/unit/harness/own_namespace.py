@@ -36,6 +36,16 @@ def answer_for(subnet: str, *, source: str) -> None:
     subprocess.run(["ip", "route", "add", "local", subnet, "dev", "lo", "src", address], check=True)
 
 
+def loopback_carries(mtu_bytes: int) -> None:
+    """Packets of this size at most."""
+    subprocess.run(["ip", "link", "set", "lo", "mtu", str(mtu_bytes)], check=True)
+
+
+def has_no_way_to(kind: str, subnet: str) -> None:
+    """A route that is there only to say why there is none: `unreachable`, or `prohibit`."""
+    subprocess.run(["ip", "route", "add", kind, subnet], check=True)
+
+
 def _check(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()

@@ -1,0 +1,213 @@
+"""Forwarded UDP ports: datagrams, errors about replies, and a guest that takes no more for the moment."""
+
+import errno
+import socket
+from contextlib import ExitStack
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+import trio
+from forwarded_ports import Recorder, client, free_port, listening
+from harness.stage import V4, Family
+from harness.waiting import eventually
+from trio.testing import wait_all_tasks_blocked
+
+from trio_passt.config import PortForward, Protocol
+from trio_passt.host import datagrams
+from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.listeners import UdpPort
+
+
+async def test_datagram_goes_to_the_receiver_with_the_address_it_was_sent_to(family: Family) -> None:
+    receiver, port = Recorder(), free_port()
+    async with listening(PortForward(Protocol.UDP, port, 53), receiver=receiver):
+        with client(family, socket.SOCK_DGRAM, port) as sock:
+            sock.send(b"question")
+            sock.send(b"")
+            question, _ = await receiver.receives(b"question", b"")
+            assert question.port.target == 53
+            assert question.peer == Endpoint.of(sock.getsockname())
+            assert question.local == family.local
+            question.port.send([b"answer"], [], question.peer, ip_address(question.local).packed)
+            assert sock.recv(100) == b"answer"
+
+
+class TestErrors:
+    """About what had been sent through a port, which all its clients share."""
+
+    async def test_go_to_the_receiver(self, family: Family) -> None:
+        receiver, number = Recorder(), free_port()
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+            port = listeners.udp_port(80, len(family.gateway_packed))
+            assert port is not None
+            gone = [gone_client(family) for _ in range(2)]
+            for peer in gone:
+                send_to(port, b"reply", peer)
+            await eventually(lambda: True if len(receiver.datagram_errors) == 2 else None, "two errors")
+            assert [(of, error.destination) for of, error in receiver.datagram_errors] == [
+                (port, peer) for peer in gone
+            ]
+            assert {error.quoted for _, error in receiver.datagram_errors} == {b"reply"}
+            assert {error.number for _, error in receiver.datagram_errors} == {errno.ECONNREFUSED}
+
+    async def test_cost_no_datagram(self, family: Family) -> None:
+        receiver, number = Recorder(), free_port()
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+            port = listeners.udp_port(80, len(family.gateway_packed))
+            assert port is not None
+            with client(family, socket.SOCK_DGRAM, number) as sock:
+                sock.send(b"before")
+                send_to(port, b"reply", gone_client(family))
+                sock.send(b"after")
+                await receiver.receives(b"before", b"after")
+            assert len(receiver.datagram_errors) == 1
+
+    async def test_are_nobodys_without_a_guest(self, family: Family) -> None:
+        number = free_port()
+        async with listening(PortForward(Protocol.UDP, number, 80)) as listeners:
+            port = listeners.udp_port(80, len(family.gateway_packed))
+            assert port is not None
+            send_to(port, b"reply", gone_client(family))
+            await wait_all_tasks_blocked(0.001)
+            receiver = Recorder()
+            listeners.receiver = receiver
+            with client(family, socket.SOCK_DGRAM, number) as sock:
+                sock.send(b"x")
+                await receiver.receives(b"x")
+            assert receiver.datagram_errors == []
+
+
+def gone_client(family: Family) -> Endpoint:
+    with socket.socket(family.socket_family, socket.SOCK_DGRAM) as sock:
+        sock.bind((family.local, 0))
+        return Endpoint.of(sock.getsockname())
+
+
+def send_to(port: UdpPort, payload: bytes, peer: Endpoint) -> None:
+    """From an address of the kernel's choice, past the error of an earlier one."""
+    source = bytes(len(peer.address))
+    try:
+        port.send([payload], [], peer, source)
+    except ConnectionRefusedError:
+        port.on_errors()
+        port.send([payload], [], peer, source)
+
+
+class TestFullReceiver:
+    """What it can't take stays in the sockets' receive buffers."""
+
+    async def test_gets_all_when_there_is_room(self, family: Family) -> None:
+        receiver, number = Recorder(), free_port()
+        receiver.is_full = True
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+            with client(family, socket.SOCK_DGRAM, number) as sock:
+                sent = [b"%d" % number for number in range(100)]
+                for payload in sent:
+                    sock.send(payload)
+                await wait_all_tasks_blocked(0.001)
+                assert receiver.datagrams == []
+                assert len(receiver.callbacks) == 1
+                receiver.is_ready()
+                await receiver.receives(*sent)
+                sock.send(b"more")
+                await receiver.receives(b"more")
+
+    async def test_is_asked_once_for_all_ports(self) -> None:
+        receiver, numbers = Recorder(), [free_port() for _ in range(3)]
+        receiver.is_full = True
+        async with listening(*(PortForward(Protocol.UDP, number, 80) for number in numbers), receiver=receiver):
+            with ExitStack() as opened:
+                for number in numbers:
+                    opened.enter_context(client(V4, socket.SOCK_DGRAM, number)).send(b"x")
+                await wait_all_tasks_blocked(0.001)
+                assert len(receiver.callbacks) == 1
+                receiver.is_ready()
+                await receiver.receives(b"x", b"x", b"x")
+
+    async def test_that_is_full_again(self) -> None:
+        receiver, number = Recorder(), free_port()
+        receiver.is_full = True
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+            with client(V4, socket.SOCK_DGRAM, number) as sock:
+                sock.send(b"one")
+                for _ in range(3):
+                    await wait_all_tasks_blocked(0.001)
+                    assert receiver.datagrams == []
+                    receiver.is_ready()
+                    receiver.is_full = True
+                await wait_all_tasks_blocked(0.001)
+                receiver.is_ready()
+                await receiver.receives(b"one")
+
+    async def test_costs_nothing(self) -> None:
+        """A socket that is not read would be reported again and again."""
+        receiver, number = Recorder(), free_port()
+        receiver.is_full = True
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+            with client(V4, socket.SOCK_DGRAM, number) as sock:
+                sock.send(b"one")
+                with trio.fail_after(2):
+                    await wait_all_tasks_blocked(0.01)
+                assert len(receiver.callbacks) == 1
+
+    async def test_next_guest_gets_what_waits(self) -> None:
+        """A full one that goes leaves nothing parked."""
+        full, receiver, number = Recorder(), Recorder(), free_port()
+        full.is_full = True
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=full) as listeners:
+            with client(V4, socket.SOCK_DGRAM, number) as sock:
+                sock.send(b"one")
+                await wait_all_tasks_blocked(0.001)
+                listeners.receiver = receiver
+                await receiver.receives(b"one")
+                full.is_ready()  # too late to matter
+                sock.send(b"two")
+                await receiver.receives(b"two")
+
+    async def test_ports_that_are_closed_meanwhile(self) -> None:
+        receiver, number = Recorder(), free_port()
+        receiver.is_full = True
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+            with client(V4, socket.SOCK_DGRAM, number) as sock:
+                sock.send(b"one")
+                await wait_all_tasks_blocked(0.001)
+                listeners.close()
+                receiver.is_ready()
+
+
+class TestUdpPort:
+    async def test_is_found_by_its_target(self, family: Family) -> None:
+        numbers = [free_port(), free_port()]
+        forwards = [PortForward(Protocol.UDP, number, 5000 + index) for index, number in enumerate(numbers)]
+        async with listening(*forwards, PortForward(Protocol.TCP, numbers[0], 5002)) as listeners:
+            for index, number in enumerate(numbers):
+                port = listeners.udp_port(5000 + index, len(family.gateway_packed))
+                assert port is not None
+                assert port.target == 5000 + index
+                assert port.socket.family == family.socket_family
+                assert port.socket.getsockname()[1] == number
+            assert listeners.udp_port(5002, len(family.gateway_packed)) is None
+
+    async def test_of_one_address_is_not_for_all_remotes(self) -> None:
+        forward = PortForward(Protocol.UDP, free_port(), 5000, IPv4Address("127.0.0.1"))
+        async with listening(forward) as listeners:
+            assert listeners.udp_port(5000, 4) is None
+
+    async def test_first_one_of_two_with_one_target(self) -> None:
+        forwards = [PortForward(Protocol.UDP, free_port(), 5000) for _ in range(2)]
+        async with listening(*forwards) as listeners:
+            port = listeners.udp_port(5000, 4)
+            assert port is not None
+            assert port.socket.getsockname()[1] == forwards[0].port
+
+    @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2", "0.0.0.0"])
+    async def test_sends_from_the_address_that_is_asked_for(self, source: str) -> None:
+        number = free_port()
+        async with listening(PortForward(Protocol.UDP, number, 5000)) as listeners:
+            port = listeners.udp_port(5000, 4)
+            assert port is not None
+            with client(V4, socket.SOCK_DGRAM, 9) as sock:
+                sock.connect((source if source != "0.0.0.0" else "127.0.0.1", number))
+                peer = Endpoint.of(sock.getsockname())
+                port.send([b"some", b"more", b"end"], datagrams.segments(4), peer, ip_address(source).packed)
+                assert [sock.recv(100) for _ in range(3)] == [b"some", b"more", b"end"]

@@ -1,0 +1,177 @@
+"""Many UDP datagrams looked at together: the part of `bulk` that is UDP's.
+
+The headers of all frames as columns say which are plain (see `plain.parse_datagram`) and have right checksums.  Sorted
+by flow, stably, those that have the same ends, source MAC and hop limit as the one before them go with it.
+"""
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+from attrs import frozen
+
+from trio_passt.wire import columns, ethernet, plain, udp
+from trio_passt.wire.columns import Offsets, Stretch, Words
+from trio_passt.wire.ethernet import EtherType
+from trio_passt.wire.frames import FrameBatch
+from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire.joined import Item, JoinedDatagrams
+
+Flags = npt.NDArray[np.bool_]
+
+SHORTEST_FRAME_BYTES = 60
+"""What is shorter is padded to this length by some network cards (IEEE 802.3 clause 4.2.3.3, without its checksum)."""
+
+
+@frozen(eq=False)
+class Layout:
+    """Where things are in the UDP frames of one IP version; words are counted as in `bulk`.
+
+    Two frames are compared by the words `compared`, the first of which holds the hop limit under `hop_limit_mask`.
+    """
+
+    ethertype: bytes
+    header_bytes: int
+    addresses_at: int
+    ends: slice
+    compared: npt.NDArray[np.int64]
+    hop_limit_mask: int
+    length: tuple[int, int]
+    length_beyond: int
+    service_port: int
+    fields: struct.Struct
+    shape: Words
+    mask: Words
+
+
+def _words(on_the_wire: str) -> Words:
+    """A column of the words that these bytes are, in hexadecimal."""
+    return np.frombuffer(bytes.fromhex(on_the_wire), ">u4").astype(np.uint32)[:, None]
+
+
+_WORDS_AT = 2
+_SHAPE, _IPV4_HEADER, _PORTS, _LENGTH_AND_SUM = slice(2, 6), slice(3, 8), -2, -1
+
+IPV4 = Layout(
+    ethertype=EtherType.IPV4.to_bytes(2, "big"),
+    header_bytes=42,
+    addresses_at=26,
+    ends=slice(6, 9),
+    compared=np.array([5, 1, 2, 6, 7, 8]),
+    hop_limit_mask=0xFF000000,
+    length=(3, 0),
+    length_beyond=20,
+    service_port=plain.DHCP_SERVER_PORT,
+    fields=struct.Struct("!6x6s10xB3x4s4sHH"),
+    #            MAC, EtherType, version TOS, length, id, DF, TTL protocol, sum
+    shape=_words("0000 0800 4500 0000 0000 0000 0011 0000"),
+    mask=_words("0000 ffff ff00 0000 0000 3fff 00ff 0000"),
+)
+
+IPV6 = Layout(
+    ethertype=EtherType.IPV6.to_bytes(2, "big"),
+    header_bytes=62,
+    addresses_at=22,
+    ends=slice(5, 14),
+    compared=np.array([4, 1, 2, *range(5, 14)]),
+    hop_limit_mask=0x000000FF,
+    length=(4, 16),
+    length_beyond=0,
+    service_port=plain.DHCPV6_SERVER_PORT,
+    fields=struct.Struct("!6x6s9xB16s16sHH"),
+    #            MAC, EtherType, version class flow, length, next hops, address
+    shape=_words("0000 86dd 60000000 0000 1100 00000000"),
+    mask=_words("0000 ffff f0000000 0000 ff00 00000000"),
+)
+
+
+def find(
+    batch: FrameBatch,
+    stretches: list[Stretch],
+    starts: Offsets,
+    layout: Layout,
+    placed: list[tuple[int, Item]],
+) -> Flags:
+    """Which frames are plain datagrams over one IP version; they are added to `placed`, with where each run begins."""
+    words = columns.words(batch.data, starts + _WORDS_AT, layout.header_bytes // 4)
+    right: Flags = np.bitwise_or.reduce((words[_SHAPE] ^ layout.shape) & layout.mask, axis=0) == 0
+    if not np.logical_or.reduce(right):
+        return right
+    word, shift = layout.length
+    lengths = ((words[word] >> shift) & 0xFFFF) - layout.length_beyond
+    right &= words[_LENGTH_AND_SUM] >> 16 == lengths
+    right &= words[_PORTS] & 0xFFFF != layout.service_port
+    right &= words[layout.compared[0]] & layout.hop_limit_mask != 0
+    if layout is IPV4:
+        right &= np.add.reduce(words[_IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
+    right &= _has_right_payload(batch, stretches, layout, lengths, words[_LENGTH_AND_SUM] & 0xFFFF)
+    indices = right.nonzero()[0]
+    if len(indices):
+        _place(memoryview(batch.data).toreadonly(), layout, words, starts, lengths, indices, placed)
+    return right
+
+
+def _has_right_payload(
+    batch: FrameBatch, stretches: list[Stretch], layout: Layout, lengths: Words, fields: Words
+) -> Flags:
+    """Whether the frame is as long as IP says, with a right checksum, or, over IPv4, none.
+
+    The checksum may be left to the link.
+    """
+    at, header_bytes = layout.addresses_at, layout.header_bytes
+    sizes = lengths - udp.HEADER_BYTES
+    sums = np.zeros(len(batch), np.uint64)
+    fits = np.zeros(len(batch), np.bool_)
+    for part in stretches:
+        if part.frame_bytes < header_bytes:
+            continue
+        place = slice(part.first, part.first + part.frames)
+        room = part.frame_bytes - header_bytes
+        if part.frame_bytes == SHORTEST_FRAME_BYTES:
+            fits[place] = sizes[place] <= room
+            columns.add_up_padded(
+                batch.data, part, at, np.minimum(sizes[place], room) + (header_bytes - at), sums[place]
+            )
+        else:
+            fits[place] = sizes[place] == room
+            columns.add_up(batch.data, part, at, sums[place])
+    is_right: Flags = (sums * 256 + (lengths + int(IPProtocol.UDP))) % 65535 == 0
+    is_right &= fields != 0
+    if layout is IPV4:
+        is_right |= fields == 0
+    if batch.offloads is not None:
+        is_right |= [offload is not None for offload in batch.offloads]
+        is_right &= [offload is None or not offload.segment_bytes for offload in batch.offloads]
+    is_right &= fits
+    return is_right
+
+
+def _place(
+    view: memoryview,
+    layout: Layout,
+    words: Words,
+    starts: Offsets,
+    lengths: Words,
+    indices: npt.NDArray[np.int64],
+    placed: list[tuple[int, Item]],
+) -> None:
+    """The frames of these indices as runs, each with the index of its first frame."""
+    order = indices.take(columns.hashes(words[layout.ends].take(indices, axis=1)).argsort(kind="stable"))
+    compared = words[layout.compared].take(order, axis=1)
+    compared[0] &= layout.hop_limit_mask
+    compared[2] &= 0xFFFF0000
+    changes = np.bitwise_or.reduce(compared[:, 1:] ^ compared[:, :-1], axis=0)
+    begins = [0, *(changes.nonzero()[0] + 1).tolist()]
+    firsts, places, sizes = order.tolist(), starts.take(order).tolist(), lengths.take(order).tolist()
+    payload_at, end_beyond = layout.header_bytes, layout.header_bytes - udp.HEADER_BYTES
+    for begin, stop in zip(begins, [*begins[1:], len(firsts)], strict=True):
+        start = places[begin]
+        mac, hop_limit, source, destination, source_port, destination_port = layout.fields.unpack_from(view, start)
+        payloads = [
+            view[start + payload_at : start + end_beyond + size]
+            for start, size in zip(places[begin:stop], sizes[begin:stop], strict=True)
+        ]
+        last = places[stop - 1]
+        packet = view[last + ethernet.HEADER_BYTES : last + end_beyond + sizes[stop - 1]]
+        ends = (source, source_port, destination, destination_port)
+        placed.append((firsts[begin], JoinedDatagrams(mac, ends, hop_limit, payloads, packet)))
