@@ -137,7 +137,7 @@ class Dispatcher:
             return
         if (datagram := plain.parse_datagram(frame)) is not None:
             mac, ends, hop_limit, payload, packet = datagram
-            self._take_datagrams(JoinedDatagrams(mac, ends, hop_limit, [payload], packet))
+            self._take_datagrams(JoinedDatagrams(mac, ends, hop_limit, [payload], packet, packet))
             return
         header, payload = ethernet.parse(frame)
         self._session.guest.learn_mac(header.source)
@@ -302,7 +302,7 @@ class Dispatcher:
             return
         header, data = udp.parse(source, destination, payload)
         ends = (source, header.source_port, destination, header.destination_port)
-        self._take_datagrams(JoinedDatagrams(mac, ends, hop_limit, [data], packet))
+        self._take_datagrams(JoinedDatagrams(mac, ends, hop_limit, [data], packet, packet))
 
     def _take_datagrams(self, run: JoinedDatagrams) -> None:
         flow = self.udp.get(run.ends)

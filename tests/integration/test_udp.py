@@ -123,7 +123,7 @@ def test_a_closed_port_is_refused_at_once(guest: Guest, family: int, gateway: bo
 @both_families
 @pytest.mark.parametrize("option", ["", "-R"], ids=["forward", "reverse"])
 def test_iperf3(guest: Guest, topology: Topology, address: str, option: str, measurements: list[str]) -> None:
-    """At a rate that QEMU without KVM can do, and with buffers for the quarter of a second that somebody else computes."""
+    """At a rate that QEMU without KVM can do, with buffers for a quarter of a second in which others compute."""
     with servers.process(
         [*topology.remote.enter(), "iperf3", "-s", "-1", "-B", address, "-p", "5201", "--forceflush"],
         ready=b"Server listening",

@@ -46,6 +46,11 @@ class DatagramError:
     destination: Endpoint | None
     quoted: bytes
 
+    @property
+    def is_immediate(self) -> bool:
+        """Whether the kernel has refused a datagram before it left: it is the one that was sent last."""
+        return self.origin == ORIGIN_LOCAL
+
 
 def enable(sock: socket.socket) -> None:
     """Have the kernel keep errors for a datagram socket, connected or not."""

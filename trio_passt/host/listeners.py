@@ -67,9 +67,9 @@ class UdpPort:
             ancillary = [*ancillary, chosen]
         self.socket.sendmsg(payloads, ancillary, 0, peer.sockaddr())
 
-    def on_errors(self) -> None:
-        """The error queue may have something."""
-        self._listeners.read_errors(self)
+    def on_errors(self) -> bool:
+        """The error queue may have something: tell it; whether some of it is about what was sent just now."""
+        return self._listeners.read_errors(self)
 
 
 class Receiver(TypingProtocol):
@@ -244,11 +244,13 @@ class PortListeners:
             for peer, local, trains in received:
                 receiver.on_datagrams(port, peer, local, self._buffer.view, trains)
 
-    def read_errors(self, port: UdpPort) -> None:
-        """What the network said about datagrams that were sent through this port."""
-        for error in error_queue.read_all(port.socket):
+    def read_errors(self, port: UdpPort) -> bool:
+        """Tell what the network said about datagrams that were sent through this port; see `UdpPort.on_errors`."""
+        errors = error_queue.read_all(port.socket)
+        for error in errors:
             if self._receiver is not None:
                 self._receiver.on_datagram_error(port, error)
+        return any(error.is_immediate for error in errors)
 
     def _park(self, port: UdpPort, receiver: Receiver) -> None:
         """Do not look at it until the guest takes datagrams again."""

@@ -169,9 +169,10 @@ class EchoFlow:
             try:  # the kernel fills in the checksum, and the socket's identifier
                 self._host.send(bytes((message.type, message.code, 0, 0)) + message.body)
             except OSError as error:
-                self._read_errors()
+                if self._read_errors():
+                    return
                 if not is_last:
-                    continue  # it may have been an earlier request's error
+                    continue  # it was an earlier request's error
                 self._drop(f"echo: {error.strerror}")
                 self._report_failure(error, request)
             return
@@ -212,14 +213,16 @@ class EchoFlow:
 
     # -- errors --------------------------------------------------------------------------------------------------------
 
-    def _read_errors(self) -> None:
-        """Tell the guest what the network said about its requests."""
+    def _read_errors(self) -> bool:
+        """Tell the guest what the network said about its requests; whether some of it is about the latest one."""
         assert self._host is not None
-        for error in error_queue.read_all(self._host):
+        errors = error_queue.read_all(self._host)
+        for error in errors:
             self._drop(f"echo: {os.strerror(error.number)}")
             packet = self._packet_with(error)
             if packet is not None:
                 report_error(self._session, self.key.remote, self.key.guest, error, packet)
+        return any(error.is_immediate for error in errors)
 
     def _packet_with(self, error: DatagramError) -> bytes | None:
         """The guest's IP packet, or its beginning, of which `error` quotes the echo request."""

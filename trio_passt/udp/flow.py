@@ -82,15 +82,18 @@ class UdpFlow:
         "_active_at",
         "_answers",
         "_end_reason",
+        "_first_packet",
         "_headers",
         "_hop_limit",
         "_idle_s",
         "_is_ended",
         "_is_open",
         "_is_queued",
+        "_is_train",
         "_kept",
         "_largest_segment",
         "_last_packet",
+        "_last_size",
         "_life",
         "_questions",
         "_session",
@@ -111,7 +114,9 @@ class UdpFlow:
         self._questions = self._answers = 0
         self._hop_limit = HOP_LIMIT
         self._largest_segment = LARGEST_SEGMENT_BYTES
-        self._last_packet = b""
+        self._first_packet = self._last_packet = b""
+        self._last_size = 0
+        self._is_train = False
         self._end_reason = "udp: flow has ended"
 
     @property
@@ -131,7 +136,9 @@ class UdpFlow:
     def deliver(self, run: JoinedDatagrams) -> None:
         """Datagrams from the guest, which are passed on at once; a new flow begins with them."""
         try:
-            self._last_packet = bytes(run.last[: icmp.QUOTED_BYTES[len(run.ends[0])]])
+            most = icmp.QUOTED_BYTES[len(run.ends[0])]
+            self._last_packet = bytes(run.last[:most])
+            self._first_packet = bytes(run.first[:most]) if len(run.payloads) > 1 else b""
             self._active_at = trio.current_time()
             if not self._is_open:
                 self._life.ring()
@@ -196,8 +203,8 @@ class UdpFlow:
         """One `sendmsg`, or equal; BlockingIOError when the socket's buffer is full, OSError when the host refuses."""
         raise NotImplementedError
 
-    def _read_errors(self) -> None:
-        """Tell the guest what the socket's error queue has."""
+    def _read_errors(self) -> bool:
+        """Tell the guest what the socket's error queue has; whether some of it is about what was sent just now."""
         raise NotImplementedError
 
     def _use_hop_limit(self, hop_limit: int) -> None:
@@ -214,15 +221,17 @@ class UdpFlow:
         begin, count = 0, len(payloads)
         self._questions += count
         if count == 1:
+            self._last_size = len(payloads[0])
+            self._is_train = False
             self._try(payloads, [])
             return
         self._session.readiness.moved(len(run.last) * count)
         while begin < count:
             stop = datagrams.train_stop(payloads, begin, self._largest_segment)
             some = payloads[begin:stop]
-            if stop == begin + 1:
-                self._try(some, [])
-            elif not self._try(some, datagrams.segments(len(some[0]))):
+            self._last_size = len(some[0])
+            self._is_train = stop > begin + 1
+            if not self._try(some, datagrams.segments(self._last_size) if self._is_train else []):
                 continue  # one by one
             begin = stop
 
@@ -237,9 +246,10 @@ class UdpFlow:
                 if len(payloads) > 1 and error.errno in datagrams.NO_SEGMENTATION:
                     self._largest_segment = len(payloads[0]) - 1
                     return False
-                self._read_errors()
+                if self._read_errors():
+                    return True
                 if not is_last:
-                    continue  # it may have been an earlier datagram's error, which is told once (udp(7))
+                    continue  # it was an earlier datagram's error, which is told once (udp(7))
                 self._drop(f"udp: {error.strerror}", len(payloads))
                 number = error.errno or 0
                 report_failure(self._session, self.key.remote, self.key.guest, number, self._last_packet)
@@ -256,15 +266,26 @@ class UdpFlow:
             number = error.errno or 0
             report_failure(self._session, self.key.remote, self.key.guest, number, self._last_packet)
 
-    def _packet_with(self, payload: bytes) -> bytes:
-        """The guest's IP packet, or its beginning, of which the payload began like this."""
-        header_bytes = _IP_UDP_BYTES[len(self.key.guest)]
-        known = self._last_packet[header_bytes:]
-        if self._last_packet and payload[: len(known)] == known[: len(payload)]:
-            return self._last_packet
+    def _packet_with(self, quoted: bytes) -> bytes:
+        """The guest's IP packet, or its beginning, whose payload began like this.
+
+        If that is one of the latest ones, it is known.  If not: a train may be quoted as one datagram, which is cut;
+        and of a quote that is as long as quotes get, the rest is unknown, and its length is taken to be the latest's.
+        """
         guest, remote = self.key.guest, self.key.remote
-        datagram = udp.emit(guest, remote, UdpHeader(self.key.guest_port, self.key.remote_port), payload)
-        return ip.emit_packet(guest, remote, IPProtocol.UDP, datagram)
+        header_bytes = _IP_UDP_BYTES[len(guest)]
+        for packet in (self._last_packet, self._first_packet):
+            known = packet[header_bytes:]
+            if packet and quoted[: len(known)] == known[: len(quoted)]:
+                return packet
+        size = len(quoted)
+        if self._is_train and size > self._last_size:
+            size = self._last_size
+        elif size >= icmp.QUOTED_BYTES[len(guest)] - header_bytes:
+            size = max(size, self._last_size)
+        header = UdpHeader(self.key.guest_port, self.key.remote_port)
+        datagram = udp.emit_beginning(guest, remote, header, quoted, size)
+        return ip.emit_packet(guest, remote, IPProtocol.UDP, datagram, payload_bytes=udp.HEADER_BYTES + size)
 
     # -- to the guest ------------------------------------------------------------------------------------------------
 
@@ -441,10 +462,12 @@ class OutboundUdp(UdpFlow):
         else:
             self._host.send(payloads[0])
 
-    def _read_errors(self) -> None:
+    def _read_errors(self) -> bool:
         assert self._host is not None
-        for error in error_queue.read_all(self._host):
+        errors = error_queue.read_all(self._host)
+        for error in errors:
             self.deliver_error(error)
+        return any(error.is_immediate for error in errors)
 
     def _use_hop_limit(self, hop_limit: int) -> None:
         assert self._host is not None
@@ -487,9 +510,9 @@ class PortUdp(UdpFlow):
             ancillary = [*ancillary, _hop_limit(len(self._client.address), self._hop_limit)]
         self._port.send(payloads, ancillary, self._client, self._local)
 
-    def _read_errors(self) -> None:
+    def _read_errors(self) -> bool:
         """Those of the port are read where it is."""
-        self._port.on_errors()
+        return self._port.on_errors()
 
     def _use_hop_limit(self, hop_limit: int) -> None:
         pass

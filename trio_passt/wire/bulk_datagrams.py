@@ -171,7 +171,9 @@ def _place(
             view[start + payload_at : start + end_beyond + size]
             for start, size in zip(places[begin:stop], sizes[begin:stop], strict=True)
         ]
-        last = places[stop - 1]
-        packet = view[last + ethernet.HEADER_BYTES : last + end_beyond + sizes[stop - 1]]
+        first, last = (
+            view[places[index] + ethernet.HEADER_BYTES : places[index] + end_beyond + sizes[index]]
+            for index in (begin, stop - 1)
+        )
         ends = (source, source_port, destination, destination_port)
-        placed.append((firsts[begin], JoinedDatagrams(mac, ends, hop_limit, payloads, packet)))
+        placed.append((firsts[begin], JoinedDatagrams(mac, ends, hop_limit, payloads, first, last)))

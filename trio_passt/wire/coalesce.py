@@ -84,7 +84,7 @@ def _add_datagram(
         before.payloads.append(payload)
         before.last = packet
     else:
-        latest[ends] = run = JoinedDatagrams(mac, ends, hop_limit, [payload], packet)
+        latest[ends] = run = JoinedDatagrams(mac, ends, hop_limit, [payload], packet, packet)
         items.append(run)
 
 

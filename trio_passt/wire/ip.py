@@ -24,12 +24,18 @@ class IPProtocol(IntEnum):
     ICMPV6 = 58
 
 
-def emit_packet(source: bytes, destination: bytes, protocol: int, payload: Buffer, hop_limit: int = 64) -> bytes:
-    """An IP packet; its version follows from the length of the packed addresses (both 4 or both 16 bytes)."""
+def emit_packet(
+    source: bytes, destination: bytes, protocol: int, payload: Buffer, hop_limit: int = 64, payload_bytes: int = 0
+) -> bytes:
+    """An IP packet; its version follows from the length of the packed addresses (both 4 or both 16 bytes).
+
+    If `payload` is only the beginning of one, `payload_bytes` is the length of the whole.
+    """
+    size = payload_bytes or len(payload)
     if len(source) == 4:
-        header = ipv4.emit(ipv4.IPv4Header(source, destination, protocol, ttl=hop_limit), len(payload))
+        header = ipv4.emit(ipv4.IPv4Header(source, destination, protocol, ttl=hop_limit), size)
     else:
-        header = ipv6.emit(ipv6.IPv6Header(source, destination, protocol, hop_limit=hop_limit), len(payload))
+        header = ipv6.emit(ipv6.IPv6Header(source, destination, protocol, hop_limit=hop_limit), size)
     return header + payload
 
 

@@ -31,14 +31,15 @@ class JoinedSegments:
 class JoinedDatagrams:
     """UDP datagrams between the same ends, with the same source MAC and hop limit, in order; perhaps only one.
 
-    `mac` and `ends` are as in `plain`.  `payloads` are views of the batch, never none of them.  `last` is the IP packet
-    of the last one, a view, too: what an error about it has to quote.
+    `mac` and `ends` are as in `plain`.  `payloads` are views of the batch, never none of them.  `first` and `last` are
+    the IP packets of the first and the last one, views, too: what an error about them has to quote.
     """
 
     mac: bytes
     ends: Ends
     hop_limit: int
     payloads: list[memoryview]
+    first: memoryview
     last: memoryview
 
 

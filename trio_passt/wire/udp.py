@@ -49,3 +49,13 @@ def emit(source: bytes, destination: bytes, header: UdpHeader, payload: Buffer) 
     total += header.source_port + header.destination_port + length + checksum.sum_of(payload)
     field = checksum.finish(total) or 0xFFFF
     return _HEADER.pack(header.source_port, header.destination_port, length, field) + payload
+
+
+def emit_beginning(source: bytes, destination: bytes, header: UdpHeader, known: Buffer, size: int) -> bytes:
+    """The beginning of a datagram with a payload of `size` bytes, of which those in `known` are known, at most.
+
+    Without all of it there is no saying what its checksum was: 0.
+    """
+    if len(known) >= size:
+        return emit(source, destination, header, bytes(known[:size]))
+    return _HEADER.pack(header.source_port, header.destination_port, HEADER_BYTES + size, 0) + known

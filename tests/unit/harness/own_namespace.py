@@ -31,9 +31,14 @@ def own_namespace() -> Iterator[None]:
 
 def answer_for(subnet: str, *, source: str) -> None:
     """All addresses of `subnet` are the host's own, and are asked from the one `source` (with its prefix length)."""
-    subprocess.run(["ip", "address", "add", source, "dev", "lo", *(["nodad"] if ":" in source else [])], check=True)
+    has_address(source)
     address = source.partition("/")[0]
     subprocess.run(["ip", "route", "add", "local", subnet, "dev", "lo", "src", address], check=True)
+
+
+def has_address(address: str) -> None:
+    """The host has it."""
+    subprocess.run(["ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])], check=True)
 
 
 def loopback_carries(mtu_bytes: int) -> None:
@@ -43,7 +48,7 @@ def loopback_carries(mtu_bytes: int) -> None:
 
 def has_no_way_to(kind: str, subnet: str) -> None:
     """A route that is there only to say why there is none: `unreachable`, or `prohibit`."""
-    subprocess.run(["ip", "route", "add", kind, subnet], check=True)
+    subprocess.run(["ip", "route", "add", kind, subnet, "table", "local"], check=True)
 
 
 def _check(result: int) -> None:

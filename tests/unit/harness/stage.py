@@ -391,16 +391,17 @@ async def on_stage(
 ) -> AsyncIterator[Stage]:
     """A stage, set up and cleared."""
     link = MemoryLink(capabilities, capacity_frames=capacity_frames)
-    async with trio.open_nursery() as nursery:
-        stage = Stage(guest_network or network(), link, nursery)
-        stage.session.guest.learn_mac(GUEST_MAC)
-        await nursery.start(stage.serve, flow_limit)
-        try:
-            yield stage
-        finally:
-            nursery.cancel_scope.cancel()
-    stage.opened.close()
-    stage.readiness.close()
+    with ExitStack() as opened:
+        async with trio.open_nursery() as nursery:
+            stage = Stage(guest_network or network(), link, nursery)
+            opened.callback(stage.readiness.close)
+            opened.callback(stage.opened.close)
+            stage.session.guest.learn_mac(GUEST_MAC)
+            await nursery.start(stage.serve, flow_limit)
+            try:
+                yield stage
+            finally:
+                nursery.cancel_scope.cancel()
 
 
 def frame_of(packet: Buffer) -> bytes:

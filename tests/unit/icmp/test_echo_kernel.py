@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from echo_script import reply, request
-from harness.own_namespace import answer_for, own_namespace
+from echo_script import reply, reply_in_fragments, request
+from harness.own_namespace import answer_for, has_no_way_to, loopback_carries, own_namespace
+from harness.parts import fragments
 from harness.stage import Family, Stage, network, on_stage
 
 from trio_passt.host import sockets
@@ -119,12 +120,48 @@ async def test_sizes(guest: Stage, family: Family, size: int) -> None:
 
 
 @in_namespace
-async def test_reply_beyond_the_guests_mtu_is_dropped(family: Family) -> None:
-    async with on_stage(network(mtu_bytes=1500)) as guest:
-        largest = 1500 - (28 if family.version == 4 else 48)
-        guest.sends_packets(request(family, 9, 1, bytes(largest + 1)), request(family, 9, 2, bytes(largest)))
-        assert await reply(guest, family) == (9, 2, bytes(largest))
-        assert guest.session.drops == {"echo: larger than the guest's MTU": 1}
+@pytest.mark.parametrize("mtu_bytes", [1280, 1500])
+async def test_reply_beyond_the_guests_mtu_comes_in_fragments(family: Family, mtu_bytes: int) -> None:
+    """As the request has come; the host's own MTU is another matter."""
+    async with on_stage(network(mtu_bytes=mtu_bytes)) as guest:
+        largest = mtu_bytes - (28 if family.version == 4 else 48)
+        for sequence, size in enumerate((largest + 1, 4000, 60_000)):
+            data = os.urandom(size)
+            guest.sends_packets(*fragments(request(family, 9, sequence, data), mtu_bytes, sequence))
+            assert await reply_in_fragments(guest, family) == (9, sequence, data)
+        guest.sends_packets(request(family, 9, 77, bytes(largest)))
+        assert await reply(guest, family) == (9, 77, bytes(largest))
+        await guest.expects_nothing()
+        assert not guest.session.drops
+
+
+@in_namespace
+async def test_request_that_is_larger_than_the_hosts_mtu(guest: Stage, family: Family) -> None:
+    loopback_carries(1500)
+    data = os.urandom(9000)
+    guest.sends_packets(request(family, 9, 1, data))
+    assert await reply(guest, family) == (9, 1, data)
+
+
+@in_namespace
+async def test_hop_limit_is_the_guests(guest: Stage, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So `traceroute -I` shows the real path."""
+    opened: list[socket.socket] = []
+    open_ping = sockets.open_ping
+
+    def watched(address_bytes: int, identifier: int) -> socket.socket:
+        opened.append(open_ping(address_bytes, identifier))
+        return opened[-1]
+
+    monkeypatch.setattr(sockets, "open_ping", watched)
+    option = (socket.IPPROTO_IP, socket.IP_TTL)
+    if family.version == 6:
+        option = (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+    for sequence, hop_limit in enumerate((64, 1, 2, 255, 64)):
+        guest.sends_packets(request(family, 9, sequence, hop_limit=hop_limit))
+        assert await reply(guest, family) == (9, sequence, b"")
+        (sock,) = opened
+        assert sock.getsockopt(*option) == hop_limit
 
 
 @in_namespace
@@ -144,13 +181,51 @@ async def test_silence_ends_a_flow(guest: Stage, family: Family) -> None:
     assert await reply(guest, family) == (9, 3, b"")
 
 
+NO_WAY = {
+    # the route; the error; ICMP's type and code; ICMPv6's (RFC 1812 section 5.2.7.1; RFC 4443 section 3.1)
+    None: (errno.ENETUNREACH, (3, 0), (1, 0)),
+    "unreachable": (errno.EHOSTUNREACH, (3, 1), (1, 3)),
+    "prohibit": (errno.EACCES, (3, 13), (1, 1)),
+}
+
+
 @in_namespace
-async def test_destination_without_a_route_is_counted(guest: Stage, family: Family) -> None:
-    remote = "203.0.113.77" if family.version == 4 else "2001:db8:9::9"
+@pytest.mark.parametrize("route", NO_WAY)
+async def test_destination_without_a_way_there(guest: Stage, family: Family, route: str | None) -> None:
+    """The guest hears what the host's kernel says, from its gateway, about each request."""
+    remote, subnet = ("203.0.113.77", "203.0.113.0/24") if family.version == 4 else ("2001:db8:9::9", "2001:db8:9::/64")
+    if route is not None:
+        has_no_way_to(route, subnet)
+    number, *kinds = NO_WAY[route]
+    for sequence in (1, 2):
+        sent = request(family, 9, sequence, b"data", remote)
+        guest.sends_packets(sent)
+        told = await guest.expects_error()
+        assert (told.source, told.destination) == (family.gateway, family.guest)
+        assert (told.type, told.code) == kinds[family.version == 6]
+        assert (told.info, told.quoted) == (0, sent)
+        await guest.settles()
+        assert len(guest.dispatcher.echo) == 0
+    assert guest.session.drops == {f"echo: {os.strerror(number)}": 2}
+
+
+@in_namespace
+async def test_way_there_that_is_gone_since(guest: Stage, family: Family) -> None:
+    """The kernel says so when the next request is sent; the flow goes on, and so do replies when it is back."""
+    host, subnet = ("192.0.2.1/32", "203.0.113.0/24") if family.version == 4 else ("2001:db8::1/128", "2001:db8:9::/64")
+    remote = "203.0.113.7" if family.version == 4 else "2001:db8:9::7"
+    answer_for(subnet, source=host)
     guest.sends_packets(request(family, 9, 1, b"", remote))
-    await guest.expects_drop("echo: Network is unreachable")
-    await guest.settles()
-    assert len(guest.dispatcher.echo) == 0
+    assert await reply(guest, family, remote) == (9, 1, b"")
+    has_no_way_to("unreachable", f"{remote}/{32 if family.version == 4 else 128}")
+    sent = request(family, 9, 2, b"data", remote)
+    guest.sends_packets(sent)
+    told = await guest.expects_error()
+    assert (told.source, told.type, told.code) == (family.gateway, *((3, 1) if family.version == 4 else (1, 3)))
+    assert told.quoted == sent
+    await guest.expects_nothing()
+    assert len(guest.dispatcher.echo) == 1
+    assert guest.session.drops == {"echo: No route to host": 1}
 
 
 @in_namespace

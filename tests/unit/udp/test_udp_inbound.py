@@ -6,9 +6,11 @@ import socket
 from collections.abc import Sequence
 
 import pytest
+from harness.own_namespace import has_address
 from harness.stage import V4, V6, Family, Stage, network, on_stage
 from udp_script import datagram, is_asked, port_of, received, receives
 
+from trio_passt import dispatch
 from trio_passt.config import Protocol
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.listeners import UdpPort
@@ -17,6 +19,9 @@ from trio_passt.udp.flow import IDLE_S
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
 TARGET = 5353
+
+ELSEWHERE = {V4: ("192.0.2.1", "203.0.113.7"), V6: ("2001:db8:9::1", "2001:db8:8::7")}
+"""Two addresses of the host that are not loopback's."""
 
 
 async def arrives(guest: Stage, family: Family, payload: bytes) -> int:
@@ -223,3 +228,45 @@ async def test_guest_that_is_not_known_yet_is_asked_for() -> None:
         await guest.settles()
         frames = guest.link.take_sent()
         assert {frame[12:14] for frame in frames[:2]} == {b"\x08\x06", b"\x86\xdd"}
+
+
+async def test_client_for_which_no_name_is_left(guest: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ports that it could have at the gateway's address are others' already."""
+    monkeypatch.setattr(dispatch, "OTHER_PORTS", 0)
+    host = guest.host_udp(V4)
+    await is_asked(guest, host, V4, TARGET)
+    port = guest.forwards(Protocol.UDP, TARGET)
+    for _ in range(2):
+        host.sendto(b"hello", (V4.local, port))
+    await guest.expects_drop("udp: forwarded, but no flow for it", 2)
+    await guest.expects_nothing()
+
+
+async def test_remote_that_answers_to_the_forwarded_port(namespace: None, guest: Stage, family: Family) -> None:
+    """Elsewhere it has but one name: what it sends belongs to the flow that the guest has with it already."""
+    elsewhere, _ = ELSEWHERE[family]
+    has_address(elsewhere)
+    host = guest.host_udp(family, (elsewhere, 0))
+    guest.sends_packets(datagram(family, TARGET, port_of(host), b"request", remote=elsewhere))
+    flow = await receives(host, b"request")
+    port = guest.forwards(Protocol.UDP, TARGET)
+    for destination in (flow, (elsewhere, port)):
+        host.sendto(b"reply", destination)
+        seen = await guest.expects_datagram()
+        assert (seen.source, seen.source_port, seen.destination_port) == (elsewhere, port_of(host), TARGET)
+    guest.sends_packets(datagram(family, TARGET, port_of(host), b"again", remote=elsewhere))
+    assert await receives(host, b"again") == flow
+    assert len(guest.dispatcher.udp) == 1
+
+
+async def test_client_from_elsewhere_keeps_its_address(namespace: None, guest: Stage, family: Family) -> None:
+    elsewhere, asked = ELSEWHERE[family]
+    for address in (elsewhere, asked):
+        has_address(address)
+    port = guest.forwards(Protocol.UDP, TARGET)
+    client = guest.host_udp(family, (elsewhere, 0))
+    client.sendto(b"hello", (asked, port))
+    seen = await guest.expects_datagram()
+    assert (seen.source, seen.source_port) == (elsewhere, port_of(client))
+    guest.sends_packets(datagram(family, TARGET, port_of(client), b"reply", remote=elsewhere))
+    assert await received(client) == (b"reply", (asked, port))
