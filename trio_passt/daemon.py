@@ -149,7 +149,7 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
             nursery.start_soon(link.run)
             nursery.start_soon(readiness.run)
             nursery.start_soon(advertise_router, link, network)
-            nursery.start_soon(dispatcher.expire_fragments)
+            nursery.start_soon(dispatcher.fragments.run)
             listeners.receiver = dispatcher
             try:
                 await own_frames(link, dispatcher, readiness)

@@ -4,22 +4,20 @@
 find their segments in their inbox and are woken, each once per batch however many frames were theirs.
 """
 
-import heapq
 import logging
 import socket
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Interface
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import trio
 
-from trio_passt.config import GuestNetwork
+from trio_passt.flow import packets
+from trio_passt.flow.fragments import Fragments
 from trio_passt.flow.key import FlowKey
-from trio_passt.flow.reports import report
 from trio_passt.flow.session import Session
-from trio_passt.flow.table import FlowLimit, FlowTable
+from trio_passt.flow.table import FlowLimit, FlowTable, SilentTable
 from trio_passt.flow.translate import LOOPBACK_IPV4, LOOPBACK_IPV6, is_unicast
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
@@ -30,7 +28,7 @@ from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.tcp.flow import TcpFlow
 from trio_passt.udp.flow import OutboundUdp, PortUdp, UdpFlow
 from trio_passt.udp.source_ports import SourcePorts
-from trio_passt.wire import ethernet, frames, icmp, ip, ipv4, ipv6, plain, tcp, udp
+from trio_passt.wire import ethernet, frames, icmp, ipv4, ipv6, plain, tcp, udp
 from trio_passt.wire.coalesce import JoinedDatagrams, JoinedSegments, coalesce
 from trio_passt.wire.datagrams import Train
 from trio_passt.wire.errors import MalformedPacket
@@ -38,7 +36,7 @@ from trio_passt.wire.ethernet import EtherType
 from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.icmp import IcmpType, Icmpv6Type
 from trio_passt.wire.ip import IPProtocol
-from trio_passt.wire.reassembly import FragmentProblem, Reassembly
+from trio_passt.wire.reassembly import FragmentProblem
 from trio_passt.wire.tcp import TcpSegment
 
 log = logging.getLogger("trio_passt.dispatch")
@@ -50,10 +48,7 @@ DHCPV6_SERVER_PORT = plain.DHCPV6_SERVER_PORT.to_bytes(2, "big")
 UDP_FLOWS = 16384
 ECHO_FLOWS = 1024
 """Anybody can open these, and they end only by silence: so they have limits of their own, below that of TCP's, and half
-of the descriptors are left to others.  A new one is not refused: those that have been idle for longest make way."""
-
-MAKES_WAY = 16
-"""One in so many, at a time: to find them costs a look at all."""
+of the descriptors are left to others."""
 
 WAITING_REPLIES = 64
 """Of services, for a link that others have filled; whoever is not answered asks again."""
@@ -72,9 +67,6 @@ class _Wakeable(Protocol):
     def wake(self) -> None: ...
 
 
-D = TypeVar("D", UdpFlow, EchoFlow)
-
-
 class ForwardedPorts(Protocol):
     """What a session knows of the ports that are forwarded to its guest."""
 
@@ -91,16 +83,13 @@ class Dispatcher:
         self._ports = ports
         self._drops: Counter[str] = session.drops
         later = session.readiness.later
+        datagram_flows = min(flow_limit, sockets.descriptor_limit() // 2)
         self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, FlowLimit(flow_limit, "TCP"), later)
-        datagram_limit = min(flow_limit, sockets.descriptor_limit() // 2)
-        self._most_udp, self._most_echo = min(datagram_limit, UDP_FLOWS), min(datagram_limit, ECHO_FLOWS)
-        self.udp: FlowTable[UdpFlow] = FlowTable(nursery, FlowLimit(_with_leaving(self._most_udp), "UDP"), later)
-        self.echo: FlowTable[EchoFlow] = FlowTable(nursery, FlowLimit(_with_leaving(self._most_echo), "echo"), later)
+        self.udp: SilentTable[UdpFlow] = SilentTable(nursery, min(datagram_flows, UDP_FLOWS), "UDP", later)
+        self.echo: SilentTable[EchoFlow] = SilentTable(nursery, min(datagram_flows, ECHO_FLOWS), "echo", later)
+        self.fragments = Fragments(session)
         self._source_ports = SourcePorts()
-        self._reassembly = Reassembly(session.drops)
-        self._has_fragments = trio.Event()
         self._server_duid = dhcpv6.server_duid(session.network)
-        self._broadcast = _broadcast_address(session.network)
         self._to_wake: dict[_Wakeable, None] = {}
         self._replies: list[bytes] = []
 
@@ -123,7 +112,7 @@ class Dispatcher:
                     self._take_frame(item)
             except FragmentProblem as problem:
                 self._drops["malformed"] += 1
-                self._report_problem(problem)
+                self.fragments.report_problem(problem)
             except MalformedPacket as error:
                 self._drops["malformed"] += 1
                 log.debug("malformed packet from the guest: %s", error)
@@ -181,8 +170,7 @@ class Dispatcher:
         header, payload = ipv4.parse(packet)
         if header.is_fragment:
             self._session.guest.learn_address(header.source)
-            whole = self._reassembly.take(header, payload, trio.current_time())
-            self._has_fragments.set()
+            whole = self.fragments.take(header, payload)
             if whole is None:
                 return
             header, payload = whole
@@ -221,8 +209,7 @@ class Dispatcher:
         source, destination = header.source, header.destination
         self._session.guest.learn_address(source)
         if header.is_fragment:
-            whole = self._reassembly.take(header, payload, trio.current_time())
-            self._has_fragments.set()
+            whole = self.fragments.take(header, payload)
             if whole is None:
                 return
             header, payload = whole
@@ -283,15 +270,17 @@ class Dispatcher:
         self._to_wake[flow] = None
 
     def _refuse(self, key: FlowKey, segment: TcpSegment) -> None:
-        """Reset what belongs to no connection (RFC 9293 section 3.10.7.1)."""
+        """Reset what belongs to no connection (RFC 9293 section 3.10.7.1); a full link does not get it."""
         ports = (key.remote_port, key.guest_port)
         if segment.flags & tcp.ACK:
             reset = TcpSegment(*ports, segment.ack, 0, tcp.RST, 0)
         else:
             ack = (segment.seq + segment.sequence_length) & 0xFFFFFFFF
             reset = TcpSegment(*ports, 0, ack, tcp.RST | tcp.ACK, 0)
-        packet = ip.emit_packet(key.remote, key.guest, IPProtocol.TCP, tcp.emit(key.remote, key.guest, reset))
-        self._reply(ip.frame_packet(self._network.host_mac, self._session.guest.mac, packet))
+        if not packets.send(
+            self._session, key.remote, key.guest, IPProtocol.TCP, tcp.emit(key.remote, key.guest, reset)
+        ):
+            self._drops["link to the guest full"] += 1
 
     def _take_datagram(
         self, mac: bytes, source: bytes, destination: bytes, hop_limit: int, payload: memoryview, packet: memoryview
@@ -331,20 +320,10 @@ class Dispatcher:
             flow = PortUdp(self._session, key, port, endpoint)
         else:
             flow = OutboundUdp(self._session, key, endpoint, self._source_ports)
-        if not self._start_udp(flow):
+        if not self.udp.start(flow):
             self._drops["udp: limit of flows"] += datagrams
             return None
         return flow
-
-    def _start_udp(self, flow: UdpFlow) -> bool:
-        """Others may have to make way."""
-        if (former := self.udp.get(flow.key)) is not None:
-            self.udp.forget(former)
-        if len(self.udp) >= self._most_udp:
-            for other in _idlest(self.udp):
-                other.end()
-                self.udp.forget(other)
-        return self.udp.start(flow)
 
     def _take_echo(
         self, source: bytes, destination: bytes, hop_limit: int, message: icmp.IcmpMessage, packet: memoryview
@@ -361,28 +340,15 @@ class Dispatcher:
                 return
             is_local = endpoint.address in (LOOPBACK_IPV4, LOOPBACK_IPV6)
             flow = EchoFlow(self._session, key, endpoint, is_local=is_local)
-            if not self._start_echo(flow):
+            if not self.echo.start(flow):
                 self._drops["echo: limit of flows"] += 1
                 return
         flow.deliver(EchoRequest(echo, hop_limit, packet))
         self._to_wake[flow] = None
 
-    def _start_echo(self, flow: EchoFlow) -> bool:
-        """Others may have to make way."""
-        if (former := self.echo.get(flow.key)) is not None:
-            self.echo.forget(former)
-        if len(self.echo) >= self._most_echo:
-            for other in _idlest(self.echo):
-                other.end()
-                self.echo.forget(other)
-        return self.echo.start(flow)
-
     def _destination(self, key: FlowKey, packets: int) -> Endpoint | None:
-        """Where a new flow of the guest goes on the host; `None` if one of its addresses can't be a flow's.
-
-        What goes to a group or to everybody is for the neighbours of the guest, of which there are none.
-        """
-        if key.remote[0] == 0xFF or key.remote == self._broadcast or (len(key.remote) == 4 and _is_group(key.remote)):
+        """Where a new flow of the guest goes on the host; `None` if one of its addresses can't be a flow's."""
+        if self._session.addresses.is_for_neighbours(key.remote):
             self._drops["multicast or broadcast"] += packets
             return None
         endpoint = None
@@ -391,28 +357,6 @@ class Dispatcher:
         if endpoint is None:
             self._drops["addresses of no flow"] += packets
         return endpoint
-
-    async def expire_fragments(self) -> None:
-        """What never becomes whole is given up in time, and the guest told, until cancelled."""
-        while True:
-            await self._has_fragments.wait()
-            self._has_fragments = trio.Event()
-            while (deadline := self._reassembly.next_deadline) is not None:
-                await trio.sleep_until(deadline)
-                for one in self._reassembly.expire(trio.current_time()):
-                    type_ = IcmpType.TIME_EXCEEDED if len(one.source) == 4 else Icmpv6Type.TIME_EXCEEDED
-                    message = icmp.error(type_, icmp.REASSEMBLY_TIME_EXCEEDED, 0, one.packet)
-                    self._report(one.destination, one.source, message)
-
-    def _report_problem(self, problem: FragmentProblem) -> None:
-        header, _ = ipv6.parse(problem.packet)
-        message = icmp.error(Icmpv6Type.PARAMETER_PROBLEM, 0, problem.pointer, problem.packet)
-        self._report(header.destination, header.source, message)
-
-    def _report(self, remote: bytes, guest: bytes, message: icmp.IcmpMessage) -> None:
-        """An error about a packet that went no further than here; there is none about one that was no one's."""
-        if is_unicast(guest) and is_unicast(remote):
-            report(self._session, remote, guest, message)
 
     def _reply(self, frame: bytes | None) -> None:
         """Send a service's frame.  On a full link it waits: without them the guest would lose its network."""
@@ -462,7 +406,7 @@ class Dispatcher:
             flow = self.udp.get(key)
             if flow is None or flow.is_over:
                 flow = PortUdp(self._session, key, port, peer, local)
-                if not self._start_udp(flow):
+                if not self.udp.start(flow):
                     reason = "udp: limit of flows"
                     break
             if isinstance(flow, PortUdp) and flow.is_of(peer):
@@ -519,26 +463,3 @@ class Dispatcher:
             self._reply(arp.request(self._network))
         if self._network.ipv6:
             self._reply(ndp.solicitation(self._network))
-
-
-def _with_leaving(most: int) -> int:
-    """How many tasks there may be of so many flows: those that made way need a moment to end."""
-    return most + max(1, most // MAKES_WAY)
-
-
-def _idlest(table: FlowTable[D]) -> list[D]:
-    """Those that have been idle for longest."""
-    return heapq.nsmallest(max(1, len(table) // MAKES_WAY), table, key=lambda flow: flow.active_at)
-
-
-def _is_group(address: bytes) -> bool:
-    """Whether a packed IPv4 address is a group's, or everybody's (RFC 1112, RFC 919)."""
-    return address[0] & 0xF0 == 0xE0 or address == b"\xff" * 4
-
-
-def _broadcast_address(network: GuestNetwork) -> bytes | None:
-    """That of the guest's own network (RFC 919), which is no host's; none where it has but one or two addresses."""
-    if network.ipv4 is None or network.ipv4.prefix_length > 30:
-        return None
-    interface = IPv4Interface((network.ipv4.address, network.ipv4.prefix_length))
-    return interface.network.broadcast_address.packed

@@ -9,11 +9,13 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from trio_passt.host.endpoint import Endpoint
-from trio_passt.host.listeners import UdpPort
+from trio_passt.host.listeners import PortListeners, UdpPort
 
 PING = """
 import socket, sys
@@ -90,39 +92,40 @@ def test_ping_sockets_need_permission() -> None:
     assert in_namespace('echo "1 0" > /proc/sys/net/ipv4/ping_group_range', NO_PERMISSION) == "well"
 
 
-def port_and_client(family: socket.AddressFamily, address: str) -> tuple[UdpPort, socket.socket]:
+@contextmanager
+def port_and_client(family: socket.AddressFamily, address: str) -> Iterator[tuple[UdpPort, socket.socket]]:
     wildcard = "0.0.0.0" if family == socket.AF_INET else "::"
-    served = socket.socket(family, socket.SOCK_DGRAM)
-    served.bind((wildcard, 0))
-    served.settimeout(5)
-    client = socket.socket(family, socket.SOCK_DGRAM)
-    client.bind((address, 0))
-    client.settimeout(5)
-    return UdpPort(served, 0), client
+    with socket.socket(family, socket.SOCK_DGRAM) as served, socket.socket(family, socket.SOCK_DGRAM) as client:
+        served.bind((wildcard, 0))
+        served.settimeout(5)
+        client.bind((address, 0))
+        client.settimeout(5)
+        listeners = PortListeners.bind([])
+        try:
+            yield UdpPort(served, 0, listeners), client
+        finally:
+            listeners.close()
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2", "127.77.0.9"])
 def test_packet_info_chooses_the_source_of_a_datagram_ipv4(source: str) -> None:
-    port, client = port_and_client(socket.AF_INET, "127.0.0.5")
-    with port.socket, client:
-        port.send(b"reply", Endpoint.of(client.getsockname()), socket.inet_aton(source))
+    with port_and_client(socket.AF_INET, "127.0.0.5") as (port, client):
+        port.send([b"reply"], [], Endpoint.of(client.getsockname()), socket.inet_aton(source))
         assert client.recvfrom(100) == (b"reply", (source, port.socket.getsockname()[1]))
 
 
 def test_packet_info_chooses_the_source_of_a_datagram_ipv6() -> None:
-    port, client = port_and_client(socket.AF_INET6, "::1")
-    with port.socket, client:
-        port.send(b"reply", Endpoint.of(client.getsockname()), socket.inet_pton(socket.AF_INET6, "::1"))
+    with port_and_client(socket.AF_INET6, "::1") as (port, client):
+        port.send([b"reply"], [], Endpoint.of(client.getsockname()), socket.inet_pton(socket.AF_INET6, "::1"))
         data, name = client.recvfrom(100)
         assert (data, name[:2]) == (b"reply", ("::1", port.socket.getsockname()[1]))
         with pytest.raises(OSError, match=r"Invalid argument|Cannot assign"):
-            port.send(b"x", Endpoint.of(client.getsockname()), socket.inet_pton(socket.AF_INET6, "2001:db8::77"))
+            port.send([b"x"], [], Endpoint.of(client.getsockname()), socket.inet_pton(socket.AF_INET6, "2001:db8::77"))
 
 
 @pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2"])
 def test_packet_info_tells_which_address_was_asked_ipv4(asked: str) -> None:
-    port, client = port_and_client(socket.AF_INET, "127.0.0.5")
-    with port.socket, client:
+    with port_and_client(socket.AF_INET, "127.0.0.5") as (port, client):
         port.socket.setsockopt(socket.IPPROTO_IP, 8, 1)
         client.sendto(b"question", (asked, port.socket.getsockname()[1]))
         _, ((level, kind, data),), _, _ = port.socket.recvmsg(100, 100)

@@ -5,6 +5,7 @@ What escapes from a flow is a bug; it ends that flow, with a reset to both sides
 Cancellation is the guest session's end.
 """
 
+import heapq
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,10 @@ from trio_passt.flow.life import at_once
 from trio_passt.host.seldom import SeldomLog
 
 log = logging.getLogger("trio_passt.flow")
+
+MAKE_WAY = 16
+"""One flow in so many ends at a time: to find the idlest costs a look at all.  So many more tasks there may be for a
+moment, since a task ends after its flow."""
 
 
 class Flow(Protocol):
@@ -101,3 +106,45 @@ class FlowTable(Generic[F]):
             if self._flows.get(flow.key) is flow:
                 del self._flows[flow.key]
             self._limit.count -= 1
+
+
+class SilentFlow(Flow, Protocol):
+    """What a `SilentTable` asks of a flow besides."""
+
+    @property
+    def active_at(self) -> float:
+        """When something last passed, on Trio's clock."""
+
+    def end(self) -> None:
+        """End it on the spot."""
+
+
+S = TypeVar("S", bound=SilentFlow)
+
+
+class SilentTable(FlowTable[S]):
+    """Flows that anybody can open and that end only by silence: where there are `most`, the idlest make way."""
+
+    def __init__(
+        self, nursery: trio.Nursery, most: int, kind: str, later: Callable[[Callable[[], None]], None] = at_once
+    ) -> None:
+        super().__init__(nursery, FlowLimit(most + max(1, most // MAKE_WAY), kind), later)
+        self._most = most
+
+    def start(self, flow: S) -> bool:
+        """Start `flow`, whose key must be free, or that of a flow that has ended but for its task.
+
+        False if too many that have ended have not been cleaned up yet.
+        """
+        former = self.get(flow.key)
+        if former is not None:
+            self.forget(former)
+        if len(self) >= self._most:
+            for other in heapq.nsmallest(max(1, len(self) // MAKE_WAY), self, key=_active_at):
+                other.end()
+                self.forget(other)
+        return super().start(flow)
+
+
+def _active_at(flow: SilentFlow) -> float:
+    return flow.active_at

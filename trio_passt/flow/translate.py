@@ -7,9 +7,9 @@ address of its own for the guest (`DnsForward`).  Everybody else keeps address a
 """
 
 import socket
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 
-from trio_passt.config import GuestNetwork
+from trio_passt.config import GuestIPv4, GuestNetwork
 from trio_passt.flow.guest import is_link_local
 from trio_passt.host.endpoint import Endpoint
 
@@ -39,7 +39,7 @@ class AddressMap:
     The addresses that stand for the host are looked up before anything else is judged.
     """
 
-    __slots__ = ("_dns", "_host_by_guest", "_local", "_mapped", "_scope_id")
+    __slots__ = ("_broadcast", "_dns", "_host_by_guest", "_local", "_mapped", "_scope_id")
 
     def __init__(self, network: GuestNetwork) -> None:
         self._dns = {forward.seen_by_guest.packed: forward.on_host.packed for forward in network.dns_forwards}
@@ -47,7 +47,9 @@ class AddressMap:
         self._local: set[bytes] = set()
         self._mapped: dict[int, bytes] = {}
         self._scope_id = 0
+        self._broadcast = {b"\xff" * 4}
         if network.ipv4:
+            self._broadcast |= _broadcast_address(network.ipv4)
             self._host_by_guest[network.ipv4.gateway.packed] = LOOPBACK_IPV4
             self._local.add(network.ipv4.address.packed)
             self._mapped[4] = network.ipv4.gateway.packed
@@ -67,6 +69,15 @@ class AddressMap:
             on_host = address
         return Endpoint(on_host, port, self._scope_id if is_link_local(on_host) else 0)
 
+    def is_for_neighbours(self, address: bytes) -> bool:
+        """Whether this is a group's address or everybody's (RFC 1112, RFC 919, RFC 4291 section 2.7).
+
+        What goes there is for those on the guest's link, of which there are none.
+        """
+        if len(address) == 16:
+            return address[0] == 0xFF
+        return address[0] & 0xF0 == 0xE0 or address in self._broadcast
+
     def router_of(self, remote: bytes) -> bytes:
         """Who tells the guest that `remote` can't be reached: the gateway, or without one the remote itself."""
         router = self._mapped.get(len(remote), remote)
@@ -77,6 +88,13 @@ class AddressMap:
         if address in self._local or (len(address) == 4 and address[0] == 127):
             return self._mapped.get(len(address))
         return address if len(address) in self._mapped else None
+
+
+def _broadcast_address(guest: GuestIPv4) -> set[bytes]:
+    """That of the guest's own network, which is no host's; none where it has but one or two addresses (RFC 3021)."""
+    if guest.prefix_length > 30:
+        return set()
+    return {IPv4Interface((guest.address, guest.prefix_length)).network.broadcast_address.packed}
 
 
 def _interface_index(name: str | None) -> int:

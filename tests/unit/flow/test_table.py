@@ -1,6 +1,7 @@
 """Supervision: what ends a flow, and what does not end anything else."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -52,6 +53,53 @@ async def test_flow_is_in_the_table_while_it_runs() -> None:
         assert (len(table), limit.count) == (1, 1)
         other.end()
     assert not one.abandoned
+
+
+async def test_all_flows_are_told_one_by_one() -> None:
+    async with trio.open_nursery() as nursery:
+        table: FlowTable[StubFlow] = FlowTable(nursery, FlowLimit(10))
+        flows = [StubFlow(number) for number in range(3)]
+        for flow in flows:
+            table.start(flow)
+        assert list(table) == flows
+        table.forget(flows[1])
+        assert list(table) == [flows[0], flows[2]]
+        nursery.cancel_scope.cancel()
+
+
+async def test_flow_that_is_forgotten_counts_until_its_task_is_done() -> None:
+    """And its end does not take away another one that has its key by then."""
+    async with trio.open_nursery() as nursery:
+        limit = FlowLimit(10)
+        table: FlowTable[StubFlow] = FlowTable(nursery, limit)
+        former, latter = StubFlow(1), StubFlow(1)
+        table.start(former)
+        table.forget(former)
+        assert (len(table), limit.count) == (0, 1)
+        table.start(latter)
+        former.end()
+        await wait_all_tasks_blocked()
+        assert table.get(latter.key) is latter
+        assert (len(table), limit.count) == (1, 1)
+        latter.end()
+
+
+async def test_task_may_begin_later_than_the_flow() -> None:
+    """It is in the table, and counts, from the start."""
+    waiting: list[Callable[[], None]] = []
+    async with trio.open_nursery() as nursery:
+        limit = FlowLimit(1)
+        table: FlowTable[StubFlow] = FlowTable(nursery, limit, waiting.append)
+        flow = StubFlow(1)
+        flow.end()
+        assert table.start(flow)
+        assert not table.start(StubFlow(2))
+        await wait_all_tasks_blocked()
+        assert table.get(flow.key) is flow
+        (begin,) = waiting
+        begin()
+        await wait_all_tasks_blocked()
+        assert (len(table), limit.count) == (0, 0)
 
 
 async def test_error_ends_one_flow_with_one_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -232,7 +232,7 @@ class Stage:
             self.dispatcher = Dispatcher(self.session, nursery, flow_limit, self)
             nursery.start_soon(self.link.run)
             nursery.start_soon(self.readiness.run)
-            nursery.start_soon(self.dispatcher.expire_fragments)
+            nursery.start_soon(self.dispatcher.fragments.run)
             task_status.started()
             try:
                 await own_frames(self.link, self.dispatcher, self.readiness)

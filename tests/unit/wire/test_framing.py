@@ -88,24 +88,48 @@ def test_join_is_the_opposite() -> None:
     assert len(framing.join([])) == 0
 
 
-@given(
-    st.lists(st.tuples(st.integers(14, 40), st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=5), st.data()
-)
-def test_taken_accounts_for_every_byte(shape: list[tuple[int, int, int]], data: st.DataObject) -> None:
-    """After any number of written bytes: frames begun, and the rest up to the end of the last of them."""
-    runs = []
-    ends = [0]
+runs = st.lists(st.tuples(st.integers(14, 40), st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=5)
+
+
+def made(shape: list[tuple[int, int, int]]) -> list[FrameRun]:
+    """For each (length, count, pieces) so many frames, in so many parts, however they are cut."""
+    found = []
     for number, (length, count, pieces) in enumerate(shape):
         block = framing.join([bytes([number * 16 + index]) * length for index in range(count)]).data
         step = -(-len(block) // pieces)
         parts = tuple(block[at : at + step] for at in range(0, len(block), step))
-        runs.append(FrameRun(parts, count, PREFIX_BYTES + length))
+        found.append(FrameRun(parts, count, PREFIX_BYTES + length, Offload(34, number)))
+    return found
+
+
+@given(runs, st.data())
+def test_taken_accounts_for_every_byte(shape: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """After any number of written bytes: frames begun, and the rest up to the end of the last of them."""
+    ends = [0]
+    for length, count, _ in shape:
         ends += [ends[-1] + (PREFIX_BYTES + length) * (index + 1) for index in range(count)]
-    stream = b"".join(part for run in runs for part in run.parts)
+    stream = b"".join(part for run in made(shape) for part in run.parts)
     written = data.draw(st.integers(0, len(stream)))
-    frames, rest = framing.taken(runs, written)
+    frames, rest = framing.taken(made(shape), written)
     assert frames == sum(end < written for end in ends[:-1])
     assert rest == stream[written : ends[frames]]
+
+
+@given(runs, st.data())
+def test_remaining_is_all_but_the_first_ones(shape: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    frames = [(bytes(frame), run.offload) for run in made(shape) for frame in framing.frames_of(run)]
+    gone = data.draw(st.integers(0, len(frames)))
+    left = framing.remaining(made(shape), gone)
+    assert [(bytes(frame), run.offload) for run in left for frame in framing.frames_of(run)] == frames[gone:]
+    assert all(len(b"".join(run.parts)) == run.count * run.stride > 0 for run in left)
+
+
+def test_remaining_may_be_kept() -> None:
+    """Whatever becomes of the memory that the runs were views of."""
+    block = bytearray(framing.join([bytes([index]) * 20 for index in range(3)]).data)
+    left = framing.remaining([FrameRun((memoryview(block)[:30], memoryview(block)[30:]), 3, 24)], 1)
+    block[:] = bytes(len(block))
+    assert [bytes(frame) for run in left for frame in framing.frames_of(run)] == [b"\1" * 20, b"\2" * 20]
 
 
 def test_frames_of_a_run() -> None:
