@@ -53,7 +53,8 @@ def compiled(session: nox.Session) -> None:
     units = [f"tests/unit/{name}" for name in ("flow", "link", "wire", "tcp/test_from_guest.py")]
     of_what_is_installed = ("-o", "pythonpath=")  # not of the checkout
     session.run("pytest", "-p", "no:cacheprovider", *of_what_is_installed, *units)
-    tests = [f"tests/integration/test_{name}.py" for name in ("kernel_guest", "lossy_link", "tcp", "forward")]
+    names = ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows", "udp_errors", "fragments")
+    tests = [f"tests/integration/test_{name}.py" for name in names]
     session.run("pytest", "-p", "no:cacheprovider", *tests)
     session.run("python", "-m", "tests.bench", "--short", "--output", session.create_tmp())
 

@@ -36,9 +36,6 @@ from trio_passt.wire.tcp import TcpSegment
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 
-SHORTEST_FRAME_BYTES = 60
-"""What is shorter is padded to this length by some network cards (IEEE 802.3 clause 4.2.3.3, without its checksum)."""
-
 _NO_ROOM = 1 << 16
 """A payload length that no frame has."""
 
@@ -47,10 +44,9 @@ _NO_ROOM = 1 << 16
 class _Layout:
     """Where things are in the frames of one IP version.
 
-    Words have 32 bits, and the first one begins with the third byte of the frame: so they are those that IP and TCP are
-    made of.  A plain frame has the bits of `shape` under `mask` in the words `_SHAPE`.  Two frames are compared by
-    the words `compared`: source MAC, addresses, ports; and the last three are sequence number, acknowledgement number,
-    and flags with window.
+    Words are those of `columns`.  A plain frame has the bits of `shape` under `mask` in the words `columns.SHAPE`.  Two
+    frames are compared by the words `compared`: source MAC, addresses, ports; and the last three are sequence number,
+    acknowledgement number, and flags with window.
 
     `length` and `protocol` are fields of IP's header: which word, and by how much it is to be shifted.  The length
     counts `length_beyond` bytes besides the TCP payload.  `fields` reads source MAC, addresses, ports, sequence number,
@@ -70,14 +66,8 @@ class _Layout:
     mask: Words
 
 
-def _words(on_the_wire: str) -> Words:
-    """A column of the words that these bytes are, in hexadecimal."""
-    return np.frombuffer(bytes.fromhex(on_the_wire), ">u4").astype(np.uint32)[:, None]
-
-
-_WORDS_AT = 2
 _ETHERTYPE_AT, _ETHERTYPE_WORD = 12, 2
-_SHAPE, _IPV4_HEADER, _FLAGS_AND_WINDOW = slice(2, 6), slice(3, 8), -2
+_FLAGS_AND_WINDOW = -2
 
 _TCP_SHAPE, _TCP_SHAPE_MASK = 0x50100000, 0xFFF70000
 """Without options, ACK and perhaps PSH, any window.  A FIN is left to be parsed: there is one in a connection."""
@@ -93,8 +83,8 @@ _IPV4 = _Layout(
     protocol=(5, 16),
     fields=struct.Struct("!6x6s14x4s4sHHII2xH"),
     #            MAC, EtherType, version TOS, length, id, DF, TTL protocol, sum
-    shape=_words("0000 0800 4500 0000 0000 0000 0006 0000"),
-    mask=_words("0000 ffff ff00 0000 0000 3fff 00ff 0000"),
+    shape=columns.pattern("0000 0800 4500 0000 0000 0000 0006 0000"),
+    mask=columns.pattern("0000 ffff ff00 0000 0000 3fff 00ff 0000"),
 )
 
 _IPV6 = _Layout(
@@ -108,8 +98,8 @@ _IPV6 = _Layout(
     protocol=(4, 8),
     fields=struct.Struct("!6x6s10x16s16sHHII2xH"),
     #            MAC, EtherType, version class flow, length, next hops, address
-    shape=_words("0000 86dd 60000000 0000 0600 00000000"),
-    mask=_words("0000 ffff f0000000 0000 ff00 00000000"),
+    shape=columns.pattern("0000 86dd 60000000 0000 0600 00000000"),
+    mask=columns.pattern("0000 ffff f0000000 0000 ff00 00000000"),
 )
 
 _ORDERS = (
@@ -166,12 +156,14 @@ class _Frames:
     def __init__(self, batch: FrameBatch, stretches: list[Stretch], starts: Offsets, layout: _Layout) -> None:
         self.layout = layout
         self.starts = starts
-        words = self.words = columns.words(batch.data, starts + _WORDS_AT, layout.header_bytes // 4)
+        words = self.words = columns.words(batch.data, starts + columns.WORDS_AT, layout.header_bytes // 4)
         self.sizes = self.field(*layout.length, 0xFFFF) - layout.length_beyond
-        self.has_plain_ip: Flags = np.bitwise_or.reduce((words[_SHAPE] ^ layout.shape) & layout.mask, axis=0) == 0
+        self.has_plain_ip: Flags = (
+            np.bitwise_or.reduce((words[columns.SHAPE] ^ layout.shape) & layout.mask, axis=0) == 0
+        )
         self.right = self.has_plain_ip & (words[_FLAGS_AND_WINDOW] & _TCP_SHAPE_MASK == _TCP_SHAPE)
         if layout is _IPV4:
-            self.right &= np.add.reduce(words[_IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
+            self.right &= np.add.reduce(words[columns.IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
         if not np.logical_and.reduce(self.right):
             begins = [part.first for part in stretches]
             has_some = np.logical_or.reduceat(self.right, begins).tolist()
@@ -197,7 +189,7 @@ class _Frames:
                 continue
             place = slice(part.first, part.first + part.frames)
             rooms[place] = part.frame_bytes - header_bytes
-            if part.frame_bytes == SHORTEST_FRAME_BYTES:
+            if part.frame_bytes == columns.SHORTEST_FRAME_BYTES:
                 rooms[place] = np.minimum(rooms[place], self.sizes[place])
                 columns.add_up_padded(batch.data, part, at, rooms[place] + (header_bytes - at), sums[place])
             else:

@@ -19,13 +19,10 @@ from trio_passt.wire.joined import Item, JoinedDatagrams
 
 Flags = npt.NDArray[np.bool_]
 
-SHORTEST_FRAME_BYTES = 60
-"""What is shorter is padded to this length by some network cards (IEEE 802.3 clause 4.2.3.3, without its checksum)."""
-
 
 @frozen(eq=False)
 class Layout:
-    """Where things are in the UDP frames of one IP version; words are counted as in `bulk`.
+    """Where things are in the UDP frames of one IP version; words are those of `columns`, counted as in `bulk`.
 
     Two frames are compared by the words `compared`, the first of which holds the hop limit under `hop_limit_mask`.
     """
@@ -44,13 +41,7 @@ class Layout:
     mask: Words
 
 
-def _words(on_the_wire: str) -> Words:
-    """A column of the words that these bytes are, in hexadecimal."""
-    return np.frombuffer(bytes.fromhex(on_the_wire), ">u4").astype(np.uint32)[:, None]
-
-
-_WORDS_AT = 2
-_SHAPE, _IPV4_HEADER, _PORTS, _LENGTH_AND_SUM = slice(2, 6), slice(3, 8), -2, -1
+_PORTS, _LENGTH_AND_SUM = -2, -1
 
 IPV4 = Layout(
     ethertype=EtherType.IPV4.to_bytes(2, "big"),
@@ -64,8 +55,8 @@ IPV4 = Layout(
     service_port=plain.DHCP_SERVER_PORT,
     fields=struct.Struct("!6x6s10xB3x4s4sHH"),
     #            MAC, EtherType, version TOS, length, id, DF, TTL protocol, sum
-    shape=_words("0000 0800 4500 0000 0000 0000 0011 0000"),
-    mask=_words("0000 ffff ff00 0000 0000 3fff 00ff 0000"),
+    shape=columns.pattern("0000 0800 4500 0000 0000 0000 0011 0000"),
+    mask=columns.pattern("0000 ffff ff00 0000 0000 3fff 00ff 0000"),
 )
 
 IPV6 = Layout(
@@ -80,8 +71,8 @@ IPV6 = Layout(
     service_port=plain.DHCPV6_SERVER_PORT,
     fields=struct.Struct("!6x6s9xB16s16sHH"),
     #            MAC, EtherType, version class flow, length, next hops, address
-    shape=_words("0000 86dd 60000000 0000 1100 00000000"),
-    mask=_words("0000 ffff f0000000 0000 ff00 00000000"),
+    shape=columns.pattern("0000 86dd 60000000 0000 1100 00000000"),
+    mask=columns.pattern("0000 ffff f0000000 0000 ff00 00000000"),
 )
 
 
@@ -93,8 +84,8 @@ def find(
     placed: list[tuple[int, Item]],
 ) -> Flags:
     """Which frames are plain datagrams over one IP version; they are added to `placed`, with where each run begins."""
-    words = columns.words(batch.data, starts + _WORDS_AT, layout.header_bytes // 4)
-    right: Flags = np.bitwise_or.reduce((words[_SHAPE] ^ layout.shape) & layout.mask, axis=0) == 0
+    words = columns.words(batch.data, starts + columns.WORDS_AT, layout.header_bytes // 4)
+    right: Flags = np.bitwise_or.reduce((words[columns.SHAPE] ^ layout.shape) & layout.mask, axis=0) == 0
     if not np.logical_or.reduce(right):
         return right
     word, shift = layout.length
@@ -103,7 +94,7 @@ def find(
     right &= words[_PORTS] & 0xFFFF != layout.service_port
     right &= words[layout.compared[0]] & layout.hop_limit_mask != 0
     if layout is IPV4:
-        right &= np.add.reduce(words[_IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
+        right &= np.add.reduce(words[columns.IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
     right &= _has_right_payload(batch, stretches, layout, lengths, words[_LENGTH_AND_SUM] & 0xFFFF)
     indices = right.nonzero()[0]
     if len(indices):
@@ -127,7 +118,7 @@ def _has_right_payload(
             continue
         place = slice(part.first, part.first + part.frames)
         room = part.frame_bytes - header_bytes
-        if part.frame_bytes == SHORTEST_FRAME_BYTES:
+        if part.frame_bytes == columns.SHORTEST_FRAME_BYTES:
             fits[place] = sizes[place] <= room
             columns.add_up_padded(
                 batch.data, part, at, np.minimum(sizes[place], room) + (header_bytes - at), sums[place]

@@ -30,6 +30,16 @@ _HASH_FACTORS = np.array([pow(0x9E3779B97F4A7C15, number, 1 << 64) for number in
 """Powers of an odd number without a pattern (2**64 divided by the golden ratio)."""
 
 
+SHORTEST_FRAME_BYTES = 60
+"""What is shorter is padded to this length by some network cards (IEEE 802.3 clause 4.2.3.3, without its checksum)."""
+
+WORDS_AT = 2
+"""Words of a frame begin with its third byte: so they are those that IP, TCP and UDP are made of."""
+
+SHAPE, IPV4_HEADER = slice(2, 6), slice(3, 8)
+"""The words that tell what kind of frame this is, up to IP's protocol; those of an IPv4 header without options."""
+
+
 class Stretch(NamedTuple):
     """So many `frames` of `frame_bytes` each: `first` is the index of the first, `start` where it lies."""
 
@@ -38,6 +48,11 @@ class Stretch(NamedTuple):
     frame_bytes: int
     start: int
     stride: int
+
+
+def pattern(on_the_wire: str) -> Words:
+    """A column of the words that these bytes are, in hexadecimal."""
+    return np.frombuffer(bytes.fromhex(on_the_wire), ">u4").astype(np.uint32)[:, None]
 
 
 def stretches(bounds: list[tuple[int, int]]) -> list[Stretch]:

@@ -13,8 +13,8 @@ import pytest
 from attrs import evolve, frozen
 
 from trio_passt.wire import bulk, checksum, coalesce, ethernet, framing, ipv4, ipv6, plain, tcp, udp
-from trio_passt.wire.bulk import SHORTEST_FRAME_BYTES
 from trio_passt.wire.coalesce import Item, JoinedDatagrams, JoinedSegments
+from trio_passt.wire.columns import SHORTEST_FRAME_BYTES
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
 from trio_passt.wire.ip import IPProtocol, emit_packet

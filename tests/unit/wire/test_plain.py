@@ -25,6 +25,9 @@ conf.ipv6_enabled = True
 
 GUEST_MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
 ENDS = {4: ("198.51.100.5", "192.0.2.1"), 6: ("2001:db8::5", "2001:db8::1")}
+ETHER = Ether(src=GUEST_MAC.hex(":"), dst=HOST_MAC.hex(":"))
+"""With both addresses: scapy would ask the network for one that is missing."""
+
 PACKED = {version: tuple(ip_address(text).packed for text in ends) for version, ends in ENDS.items()}
 HEADERS_BYTES = {4: 54, 6: 74}
 
@@ -161,7 +164,7 @@ def test_what_scapy_makes_is_found(version: int, size: int) -> None:
     source, destination = ENDS[version]
     layer = IP(src=source, dst=destination) if version == 4 else IPv6(src=source, dst=destination)
     segment = TCP(sport=40_000, dport=80, seq=2**32 - 1, ack=7, flags="PA", window=65535)
-    frame = bytes(Ether(src=GUEST_MAC.hex(":"), dst=HOST_MAC.hex(":")) / layer / segment / Raw(payload))
+    frame = bytes(ETHER / layer / segment / Raw(payload))
     found = check(frame)
     assert found is not None
     assert found[2] == TcpSegment(40_000, 80, 2**32 - 1, 7, ACK | PSH, 65535, payload)
@@ -246,7 +249,7 @@ def _scapy(version: int, *layers: Packet) -> bytes:
     packet: Packet = IP(src=source, dst=destination) if version == 4 else IPv6(src=source, dst=destination)
     for layer in layers:
         packet = packet / layer
-    return bytes(Ether(src=GUEST_MAC.hex(":"), dst=HOST_MAC.hex(":")) / packet)
+    return bytes(ETHER / packet)
 
 
 SEGMENT = TCP(sport=40_000, dport=80, seq=1, ack=2, flags="A")
@@ -254,18 +257,18 @@ UNUSUAL = {
     "UDP over IPv4": (_scapy(4, UDP(sport=1, dport=2), Raw(bytes(40))), False),
     "UDP over IPv6": (_scapy(6, UDP(sport=1, dport=2), Raw(bytes(40))), False),
     "IPv4 options": (
-        bytes(Ether(src=GUEST_MAC.hex(":")) / IP(src=ENDS[4][0], dst=ENDS[4][1], options=b"\1\1\1\0") / SEGMENT),
+        bytes(ETHER / IP(src=ENDS[4][0], dst=ENDS[4][1], options=b"\1\1\1\0") / SEGMENT),
         True,
     ),
     "first fragment": (
-        bytes(Ether() / IP(src=ENDS[4][0], dst=ENDS[4][1], flags="MF") / SEGMENT / Raw(bytes(40))),
+        bytes(ETHER / IP(src=ENDS[4][0], dst=ENDS[4][1], flags="MF") / SEGMENT / Raw(bytes(40))),
         False,
     ),
-    "later fragment": (bytes(Ether() / IP(src=ENDS[4][0], dst=ENDS[4][1], frag=8) / SEGMENT / Raw(bytes(40))), False),
+    "later fragment": (bytes(ETHER / IP(src=ENDS[4][0], dst=ENDS[4][1], frag=8) / SEGMENT / Raw(bytes(40))), False),
     "IPv6 fragment": (_scapy(6, IPv6ExtHdrFragment(m=1), SEGMENT, Raw(bytes(40))), False),
     "IPv6 atomic fragment": (_scapy(6, IPv6ExtHdrFragment(), SEGMENT), True),
     "IPv6 extension header": (_scapy(6, IPv6ExtHdrDestOpt(), SEGMENT), True),
-    "VLAN": (bytes(Ether() / Dot1Q(vlan=5) / IP(src=ENDS[4][0], dst=ENDS[4][1]) / SEGMENT / Raw(bytes(40))), False),
+    "VLAN": (bytes(ETHER / Dot1Q(vlan=5) / IP(src=ENDS[4][0], dst=ENDS[4][1]) / SEGMENT / Raw(bytes(40))), False),
     "ARP": (bytes(12) + b"\x08\x06" + bytes(60), False),
     "IPv4 in the wrong EtherType": (bytes(12) + b"\x86\xdd" + Made(4, payload=bytes(40)).frame[14:], False),
     "IPv6 in the wrong EtherType": (bytes(12) + b"\x08\x00" + Made(6, payload=bytes(40)).frame[14:], False),

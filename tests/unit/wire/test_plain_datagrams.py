@@ -25,6 +25,9 @@ conf.ipv6_enabled = True
 
 GUEST_MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
 ENDS = {4: ("198.51.100.5", "192.0.2.1"), 6: ("2001:db8::5", "2001:db8::1")}
+ETHER = Ether(src=GUEST_MAC.hex(":"), dst=HOST_MAC.hex(":"))
+"""With both addresses: scapy would ask the network for one that is missing."""
+
 PACKED = {version: tuple(ip_address(text).packed for text in ends) for version, ends in ENDS.items()}
 HEADERS_BYTES = {4: 42, 6: 62}
 SERVICE_PORTS = {4: 67, 6: 547}
@@ -127,7 +130,7 @@ def test_what_scapy_makes_is_found(version: int, size: int) -> None:
     payload = random.Random(size).randbytes(size)
     source, destination = ENDS[version]
     layer = IP(src=source, dst=destination, ttl=9) if version == 4 else IPv6(src=source, dst=destination, hlim=9)
-    frame = bytes(Ether(src=GUEST_MAC.hex(":")) / layer / UDP(sport=40_000, dport=53) / Raw(payload))
+    frame = bytes(ETHER / layer / UDP(sport=40_000, dport=53) / Raw(payload))
     ends = (PACKED[version][0], 40_000, PACKED[version][1], 53)
     assert check(frame) == (GUEST_MAC, ends, 9, payload, frame[14:])
 
@@ -230,7 +233,7 @@ def _scapy(version: int, *layers: Packet) -> bytes:
     packet: Packet = IP(src=source, dst=destination) if version == 4 else IPv6(src=source, dst=destination)
     for layer in layers:
         packet = packet / layer
-    return bytes(Ether(src=GUEST_MAC.hex(":"), dst=HOST_MAC.hex(":")) / packet)
+    return bytes(ETHER / packet)
 
 
 DATAGRAM = UDP(sport=40_000, dport=53) / Raw(bytes(40))
@@ -238,15 +241,15 @@ UNUSUAL = {
     "TCP over IPv4": (_scapy(4, TCP(sport=1, dport=2, flags="A"), Raw(bytes(40))), False),
     "TCP over IPv6": (_scapy(6, TCP(sport=1, dport=2, flags="A"), Raw(bytes(40))), False),
     "IPv4 options": (
-        bytes(Ether(src=GUEST_MAC.hex(":")) / IP(src=ENDS[4][0], dst=ENDS[4][1], options=b"\1\1\1\0") / DATAGRAM),
+        bytes(ETHER / IP(src=ENDS[4][0], dst=ENDS[4][1], options=b"\1\1\1\0") / DATAGRAM),
         True,
     ),
-    "first fragment": (bytes(Ether() / IP(src=ENDS[4][0], dst=ENDS[4][1], flags="MF") / DATAGRAM), False),
-    "later fragment": (bytes(Ether() / IP(src=ENDS[4][0], dst=ENDS[4][1], frag=8) / DATAGRAM), False),
+    "first fragment": (bytes(ETHER / IP(src=ENDS[4][0], dst=ENDS[4][1], flags="MF") / DATAGRAM), False),
+    "later fragment": (bytes(ETHER / IP(src=ENDS[4][0], dst=ENDS[4][1], frag=8) / DATAGRAM), False),
     "IPv6 fragment": (_scapy(6, IPv6ExtHdrFragment(m=1), DATAGRAM), False),
     "IPv6 atomic fragment": (_scapy(6, IPv6ExtHdrFragment(), DATAGRAM), True),
     "IPv6 extension header": (_scapy(6, IPv6ExtHdrDestOpt(), DATAGRAM), True),
-    "VLAN": (bytes(Ether() / Dot1Q(vlan=5) / IP(src=ENDS[4][0], dst=ENDS[4][1]) / DATAGRAM), False),
+    "VLAN": (bytes(ETHER / Dot1Q(vlan=5) / IP(src=ENDS[4][0], dst=ENDS[4][1]) / DATAGRAM), False),
     "ARP": (bytes(12) + b"\x08\x06" + bytes(60), False),
     "IPv4 in the wrong EtherType": (bytes(12) + b"\x86\xdd" + Made(4, bytes(40)).packet, False),
     "IPv6 in the wrong EtherType": (bytes(12) + b"\x08\x00" + Made(6, bytes(40)).packet, False),
