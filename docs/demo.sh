@@ -224,8 +224,11 @@ show "ping: the gateway and the remote machine, IPv4 and IPv6" \
      done
      exit $status'
 
-show "traceroute: the real path, hop by hop" \
-    'traceroute -n -q 1 -m 4 198.51.100.2 | tail -n +2; traceroute -n -q 1 -m 4 2001:db8:2::2 | tail -n +2'
+show "traceroute, and a closed UDP port: the guest hears what routers and hosts say" \
+    'traceroute -n -q 1 -m 4 198.51.100.2 | tail -n +2; traceroute -n -q 1 -m 4 2001:db8:2::2 | tail -n +2
+     for remote in 198.51.100.2 "[2001:db8:2::2]"; do
+         echo hello | socat -T 2 - "UDP:$remote:9" 2>&1 | sed "s/.*: Conn/UDP port 9 of $remote: conn/"
+     done'
 
 # ---- Transfers, each with the sum of what arrived ----
 

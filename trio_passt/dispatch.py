@@ -1,7 +1,8 @@
 """A batch of frames → services and flows.  No policy: what a frame means is decided where it goes.
 
-`dispatch` is called with each batch (`daemon.own_frames`).  Nothing here waits: services are answered at once, flows
-find their segments in their inbox and are woken, each once per batch however many frames were theirs.
+`dispatch` is called with each batch (`daemon.own_frames`).  Nothing here waits: services are answered, datagrams passed
+on at once; TCP flows find their segments in their inbox and are woken, each once per batch however many frames were
+theirs.
 """
 
 import logging
@@ -26,7 +27,7 @@ from trio_passt.host.listeners import UdpPort
 from trio_passt.icmp.flow import EchoFlow, EchoRequest
 from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.tcp.flow import TcpFlow
-from trio_passt.udp.flow import OutboundUdp, PortUdp, UdpFlow
+from trio_passt.udp.flow import Clients, OutboundUdp, PortUdp, UdpFlow
 from trio_passt.udp.source_ports import SourcePorts
 from trio_passt.wire import ethernet, frames, icmp, ipv4, ipv6, plain, tcp, udp
 from trio_passt.wire.coalesce import JoinedDatagrams, JoinedSegments, coalesce
@@ -47,8 +48,8 @@ DHCPV6_SERVER_PORT = plain.DHCPV6_SERVER_PORT.to_bytes(2, "big")
 
 UDP_FLOWS = 16384
 ECHO_FLOWS = 1024
-"""Anybody can open these, and they end only by silence: so they have limits of their own, below that of TCP's, and half
-of the descriptors are left to others."""
+"""Anybody can open these, and they end only by silence: so they have limits of their own, below that of TCP's, and
+three eighths of the descriptors are left to others (each of these has one)."""
 
 WAITING_REPLIES = 64
 """Of services, for a link that others have filled; whoever is not answered asks again."""
@@ -70,8 +71,8 @@ class _Wakeable(Protocol):
 class ForwardedPorts(Protocol):
     """What a session knows of the ports that are forwarded to its guest."""
 
-    def udp_port(self, target: int, address_bytes: int) -> UdpPort | None:
-        """The port that is forwarded to the guest's `target`, of IPv4 (4) or IPv6 (16), if it has any local address."""
+    def udp_port(self, target: int, destination: bytes) -> UdpPort | None:
+        """A port that is forwarded to the guest's `target`, and can reach this packed address of the host's side."""
 
 
 class Dispatcher:
@@ -83,12 +84,17 @@ class Dispatcher:
         self._ports = ports
         self._drops: Counter[str] = session.drops
         later = session.readiness.later
-        datagram_flows = min(flow_limit, sockets.descriptor_limit() // 2)
+        descriptors = sockets.descriptor_limit()
+        most_udp, most_echo = (
+            min(flow_limit, UDP_FLOWS, descriptors // 2),
+            min(flow_limit, ECHO_FLOWS, descriptors // 8),
+        )
         self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, FlowLimit(flow_limit, "TCP"), later)
-        self.udp: SilentTable[UdpFlow] = SilentTable(nursery, min(datagram_flows, UDP_FLOWS), "UDP", later)
-        self.echo: SilentTable[EchoFlow] = SilentTable(nursery, min(datagram_flows, ECHO_FLOWS), "echo", later)
+        self.udp: SilentTable[UdpFlow] = SilentTable(nursery, most_udp, "UDP", later)
+        self.echo: SilentTable[EchoFlow] = SilentTable(nursery, most_echo, "echo", later)
         self.fragments = Fragments(session)
         self._source_ports = SourcePorts()
+        self._clients: Clients = {}
         self._server_duid = dhcpv6.server_duid(session.network)
         self._to_wake: dict[_Wakeable, None] = {}
         self._replies: list[bytes] = []
@@ -191,7 +197,7 @@ class Dispatcher:
                 if message.type == IcmpType.ECHO:
                     self._take_echo(source, destination, header.ttl, message, packet)
                 else:
-                    self._drops["icmp: not an echo request"] += 1
+                    self._count_icmp(4, message.type)
             case IPProtocol.IGMP:
                 pass
             case _:
@@ -238,7 +244,12 @@ class Dispatcher:
         elif message.type == Icmpv6Type.ECHO_REQUEST:
             self._take_echo(header.source, header.destination, header.hop_limit, message, packet)
         elif message.type not in _QUIETLY_IGNORED:
-            self._drops["icmp: not an echo request"] += 1
+            self._count_icmp(16, message.type)
+
+    def _count_icmp(self, address_bytes: int, type_: int) -> None:
+        """Messages that end here: an error of the guest's can't be told its peer, since no socket sends one."""
+        is_error = icmp.is_error(address_bytes, type_)
+        self._drops["icmp: the guest's own errors" if is_error else "icmp: not an echo request"] += 1
 
     def _is_for_dhcpv6(self, destination: bytes, datagram: memoryview) -> bool:
         """To a group, or to the server's own address."""
@@ -314,15 +325,17 @@ class Dispatcher:
             if not key.remote_port:
                 self._drops["addresses of no flow"] += datagrams
             return None
-        port = self._ports.udp_port(key.guest_port, len(key.remote))
+        port = self._ports.udp_port(key.guest_port, endpoint.address)
         flow: UdpFlow
         if port is not None:
-            flow = PortUdp(self._session, key, port, endpoint)
+            flow = PortUdp(self._session, key, port, endpoint, self._clients)
         else:
             flow = OutboundUdp(self._session, key, endpoint, self._source_ports)
         if not self.udp.start(flow):
             self._drops["udp: limit of flows"] += datagrams
             return None
+        if isinstance(flow, PortUdp):
+            flow.register()
         return flow
 
     def _take_echo(
@@ -395,40 +408,51 @@ class Dispatcher:
     def on_datagrams(
         self, port: UdpPort, peer: Endpoint, local: bytes, buffer: memoryview, trains: list[Train]
     ) -> None:
-        """Datagrams to a forwarded port go to its client's flow, perhaps a new one.
+        """Datagrams to a forwarded port go to its client's flow, perhaps a new one."""
+        flow: UdpFlow | None = self._clients.get((port.target, peer))
+        if isinstance(flow, PortUdp) and not flow.is_over and self._is_where_the_guest_is(flow.key):
+            flow.asked(port, local)
+        else:
+            flow = self._new_client_flow(port, peer, local, sum(train.datagrams for train in trains))
+        if flow is not None:
+            self.find_guest()
+            flow.deliver_from_host(buffer, trains)
 
-        A guest that has spoken to that remote from this very port has a flow already; where the remote can't have
-        another name for the guest, that flow takes them.
+    def _is_where_the_guest_is(self, key: FlowKey) -> bool:
+        """Whether the guest still has the address that the flow was begun with."""
+        return self._session.guest.address_towards(key.remote) == key.guest
+
+    def _new_client_flow(self, port: UdpPort, peer: Endpoint, local: bytes, datagrams: int) -> UdpFlow | None:
+        """For a client that has none by this port; or that of a guest that has spoken to it by a socket of its own.
+
+        The datagrams are counted if there can be none.
         """
         reason = "udp: forwarded, but its family is off"
         for key in self._inbound_keys(peer, port.target):
             reason = "udp: forwarded, but no flow for it"
-            flow = self.udp.get(key)
-            if flow is None or flow.is_over:
-                flow = PortUdp(self._session, key, port, peer, local)
-                if not self.udp.start(flow):
-                    reason = "udp: limit of flows"
-                    break
-            if isinstance(flow, PortUdp) and flow.is_of(peer):
-                flow.asked(port, local)
-            elif key.remote != peer.address:
-                continue
-            self.find_guest()
-            flow.deliver_from_host(buffer, trains)
-            return
-        self._drops[reason] += sum(train.datagrams for train in trains)
+            former = self.udp.get(key)
+            if former is None or former.is_over:
+                flow = PortUdp(self._session, key, port, peer, self._clients, local)
+                if self.udp.start(flow):
+                    flow.register()
+                    return flow
+                reason = "udp: limit of flows"
+                break
+            if isinstance(former, OutboundUdp) and former.is_towards(peer) and key.remote == peer.address:
+                return former
+        self._drops[reason] += datagrams
+        return None
 
     def on_datagram_error(self, port: UdpPort, error: DatagramError) -> None:
         """What was said about a datagram that left through a forwarded port goes to its flow, if it has one still."""
-        if error.destination is None:
-            return
-        for key in self._inbound_keys(error.destination, port.target):
-            flow = self.udp.get(key)
-            if isinstance(flow, PortUdp) and flow.is_of(error.destination):
-                flow.deliver_error(error)
-                return
-            if flow is None:
-                return
+        flow = self._clients.get((port.target, error.destination)) if error.destination is not None else None
+        if flow is not None and not flow.is_over:
+            flow.deliver_error(error)
+
+    def on_overflow(self, datagrams: int) -> None:
+        """The kernel has dropped so many, since the receive buffer of a forwarded port was full."""
+        if datagrams:
+            self._drops["udp: receive buffer of the host full"] += datagrams
 
     @property
     def is_full(self) -> bool:
@@ -442,18 +466,17 @@ class Dispatcher:
     def _inbound_keys(self, peer: Endpoint, target: int) -> Iterator[FlowKey]:
         """The names that a flow which a host peer opens may have, the best first; none if its family is off.
 
-        Host-local peers share one address for the guest, so two of them may have the same port there: the later one
-        gets another, which follows from its address, so that it is found again.
+        Several peers may have one address for the guest (all host-local ones have), and so one port there, too: the
+        later one gets another.
         """
         remote = self._session.addresses.source_for_guest(peer.address)
         guest = self._session.guest.address_towards(remote) if remote else None
         if remote is None or guest is None:
             return
         yield FlowKey(guest, target, remote, peer.port)
-        if remote != peer.address:
-            start = zlib.crc32(peer.address) + peer.port
-            for number in range(start, start + OTHER_PORTS):
-                yield FlowKey(guest, target, remote, 1024 + number % (65536 - 1024))
+        start = zlib.crc32(peer.address) + peer.port
+        for number in range(start, start + OTHER_PORTS):
+            yield FlowKey(guest, target, remote, 1024 + number % (65536 - 1024))
 
     def find_guest(self) -> None:
         """Ask for the guest's MAC address, unless it is known: it has to be for anything to reach the guest."""

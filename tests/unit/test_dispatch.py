@@ -137,8 +137,10 @@ class TestCounted:
         guest.sends_frames(
             frame(IP(src=V4.guest, dst=V4.gateway), ICMP(type=3, code=3), bytes(28)),
             frame(IPv6(src=V6.guest, dst=V6.gateway), ICMPv6DestUnreach(code=4), bytes(48)),
+            frame(IP(src=V4.guest, dst=V4.gateway), ICMP(type=13), bytes(12)),
         )
-        await guest.expects_drop("icmp: not an echo request", 2)
+        await guest.expects_drop("icmp: the guest's own errors", 2)
+        await guest.expects_drop("icmp: not an echo request")
 
     async def test_group_management_is_ignored_without_noise(self, guest: Stage) -> None:
         guest.sends_frames(

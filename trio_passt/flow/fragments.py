@@ -7,7 +7,7 @@ import trio
 from trio_passt.flow.reports import report
 from trio_passt.flow.session import Session
 from trio_passt.flow.translate import is_unicast
-from trio_passt.wire import icmp, ipv6
+from trio_passt.wire import icmp
 from trio_passt.wire.icmp import IcmpMessage, IcmpType, Icmpv6Type
 from trio_passt.wire.ipv4 import IPv4Header
 from trio_passt.wire.ipv6 import IPv6Header
@@ -52,9 +52,8 @@ class Fragments:
 
     def report_problem(self, problem: FragmentProblem) -> None:
         """Tell the guest what was wrong with a fragment."""
-        header, _ = ipv6.parse(problem.packet)
         message = icmp.error(Icmpv6Type.PARAMETER_PROBLEM, 0, problem.pointer, problem.packet)
-        self._report(header.destination, header.source, message)
+        self._report(problem.destination, problem.source, message)
 
     def _report(self, remote: bytes, guest: bytes, message: IcmpMessage) -> None:
         """There is no error about a packet that was no one's, or everybody's (RFC 1122 section 3.2.2)."""

@@ -2,12 +2,12 @@
 
 Theory of operation
 -------------------
-What a TCP connection does is told in order, as a coroutine: connect, shake hands, pass data on, close.  It waits for
-one thing only, at `rest`: for the next ring, or for a time to come.  To have it wait as a task of Trio's would cost a
-round through the scheduler for each segment and each event of a socket, more than all the work that a small segment
-makes.  So whoever rings resumes it on the spot, with a plain function call, and it runs until it rests again.  A batch
-from the guest, or the events of the host's sockets, are worked off without a single switch of tasks; the first thing
-that a new connection does is done before its task has even begun.
+What a flow does is told in order, as a coroutine; a TCP connection's is: connect, shake hands, pass data on, close.  It
+waits for one thing only, at `rest`: for the next ring, or for a time to come.  To have it wait as a task of Trio's
+would cost a round through the scheduler for each segment and each event of a socket, more than all the work that a
+small segment makes.  So whoever rings resumes it on the spot, with a plain function call, and it runs until it rests
+again.  A batch from the guest, or the events of the host's sockets, are worked off without a single switch of tasks;
+the first thing that a new connection does is done before its task has even begun.
 
 The task is the one that the flow's nursery knows: it wakes when the time comes that the life rests until, when the life
 wants to go on after everybody else's turn, and when it has ended or raised.  What follows the end is the task's own
@@ -43,7 +43,7 @@ async def rest(until: float) -> None:
 
 
 def at_once(callback: Callable[[], None]) -> None:
-    """What is not urgent, either."""
+    """A `later` for who has none: call it now."""
     callback()
 
 
@@ -86,6 +86,11 @@ class Life:
     def is_over(self) -> bool:
         """Whether it has ended, or raised, or was closed."""
         return self._is_over
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether it is over, and `run` has nothing to raise."""
+        return self._is_over and self._error is None
 
     def ring(self) -> None:
         """There is news: resume it, or begin it.  When it has ended this means nothing."""

@@ -52,6 +52,9 @@ class FrameSink(Protocol):
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Call back once when a link that was full may take frames again."""
 
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back after all."""
+
 
 @frozen(eq=False)
 class Session:

@@ -1,7 +1,8 @@
 """The flows of one protocol: look-up, start, limits, and the one place that decides what an error ends.
 
 A flow's expected errors (the peer resets, the host has no route) are its own business: it tells both sides and ends.
-What escapes from a flow is a bug; it ends that flow, with a reset to both sides and one log line, and nothing else.
+What escapes from a flow is a bug; it ends that flow, which tells the guest if it can, with one log line, and nothing
+else.
 Cancellation is the guest session's end.
 """
 
@@ -20,8 +21,7 @@ from trio_passt.host.seldom import SeldomLog
 log = logging.getLogger("trio_passt.flow")
 
 MAKE_WAY = 16
-"""One flow in so many ends at a time: to find the idlest costs a look at all.  So many more tasks there may be for a
-moment, since a task ends after its flow."""
+"""One flow in so many ends at a time: to find the idlest costs a look at all."""
 
 
 class Flow(Protocol):
@@ -89,12 +89,16 @@ class FlowTable(Generic[F]):
         assert flow.key not in self._flows
         self._flows[flow.key] = flow
         self._limit.count += 1
-        self._later(partial(self._nursery.start_soon, self._supervise, flow))
+        self._later(partial(self._begin, flow))
         return True
 
+    def _begin(self, flow: F) -> None:
+        self._nursery.start_soon(self._supervise, flow)
+
     def forget(self, flow: F) -> None:
-        """A flow that has ended but for its task: its key is free from now on.  It counts until its task is done."""
+        """A flow that has ended but for its task: its key is free from now on, and it does not count any more."""
         del self._flows[flow.key]
+        self._limit.count -= 1
 
     async def _supervise(self, flow: F) -> None:
         try:
@@ -104,8 +108,7 @@ class FlowTable(Generic[F]):
             flow.abandon()
         finally:
             if self._flows.get(flow.key) is flow:
-                del self._flows[flow.key]
-            self._limit.count -= 1
+                self.forget(flow)
 
 
 class SilentFlow(Flow, Protocol):
@@ -114,6 +117,10 @@ class SilentFlow(Flow, Protocol):
     @property
     def active_at(self) -> float:
         """When something last passed, on Trio's clock."""
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether there is nothing left for its task to do, or to raise."""
 
     def end(self) -> None:
         """End it on the spot."""
@@ -128,14 +135,11 @@ class SilentTable(FlowTable[S]):
     def __init__(
         self, nursery: trio.Nursery, most: int, kind: str, later: Callable[[Callable[[], None]], None] = at_once
     ) -> None:
-        super().__init__(nursery, FlowLimit(most + max(1, most // MAKE_WAY), kind), later)
+        super().__init__(nursery, FlowLimit(most, kind), later)
         self._most = most
 
     def start(self, flow: S) -> bool:
-        """Start `flow`, whose key must be free, or that of a flow that has ended but for its task.
-
-        False if too many that have ended have not been cleaned up yet.
-        """
+        """Start `flow`, whose key must be free, or that of a flow that has ended but for its task."""
         former = self.get(flow.key)
         if former is not None:
             self.forget(former)
@@ -144,6 +148,13 @@ class SilentTable(FlowTable[S]):
                 other.end()
                 self.forget(other)
         return super().start(flow)
+
+    def _begin(self, flow: S) -> None:
+        """One that has made way, or was answered, before its task began needs none any more."""
+        if not flow.has_ended_well:
+            super()._begin(flow)
+        elif self.get(flow.key) is flow:
+            self.forget(flow)
 
 
 def _active_at(flow: SilentFlow) -> float:

@@ -80,7 +80,6 @@ _MMSGHDR = np.dtype([("header", _MSGHDR), ("bytes", np.uint32)], align=True)
 _CMSG = struct.Struct("@Nii")
 _INT = struct.Struct("=i")
 _SEGMENT = struct.Struct("=H")
-_PKTINFO4_LOCAL, _PKTINFO6_LOCAL = slice(4, 8), slice(0, 16)
 
 _recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
 _recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
@@ -267,7 +266,8 @@ def _is_to_the_same(one: bytes, other: bytes) -> bool:
 def _meaning(control: bytes) -> tuple[bytes | None, int]:
     """The packed local address of a datagram (ip(7), ipv6(7): PKTINFO), and the size of its segments, or 0.
 
-    The address is a good source for the reply, also to a broadcast.
+    The address is a good source for the reply.  Of a broadcast or a datagram to a group of IPv4 it is the interface's;
+    for a group of IPv6 it is all zeros, for one that the kernel is to choose.
     """
     local, segment, at = None, 0, 0
     align = _CMSG.size - 8
@@ -276,9 +276,9 @@ def _meaning(control: bytes) -> tuple[bytes | None, int]:
         level, kind = struct.unpack_from("=ii", control, at + align)
         data = control[at + _CMSG.size : at + size]
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
-            local = data[_PKTINFO4_LOCAL]
+            local = data[4:8]
         elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-            local = data[_PKTINFO6_LOCAL]
+            local = data[:16] if data[0] != 0xFF else bytes(16)
         elif (level, kind) == (socket.IPPROTO_UDP, UDP_GRO):
             (segment,) = _INT.unpack_from(data)
         at += max(size + align - 1 & -align, _CMSG.size)

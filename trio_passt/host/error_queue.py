@@ -24,7 +24,7 @@ READ_AT_A_TIME, TOLD_AT_A_TIME = 256, 16
 _ERROR = struct.Struct("=IBBBxII")
 _SOCKADDR4 = struct.Struct("=HH4s8x")
 _SOCKADDR6 = struct.Struct("=HHI16sI")
-_ANCILLARY_BYTES = 2 * socket.CMSG_SPACE(_ERROR.size + _SOCKADDR6.size)
+_ANCILLARY_BYTES = 2 * socket.CMSG_SPACE(_ERROR.size + _SOCKADDR6.size)  # and a time stamp, should there be one
 
 
 @frozen
@@ -33,8 +33,8 @@ class DatagramError:
 
     `number` is an errno.  `type` and `code` are those of the ICMP or ICMPv6 message, if it came as one (`origin`);
     `info` is the MTU of "too big".  `reporter` is the packed address of whoever sent it.  `destination` is where the
-    datagram had been sent, and `quoted` what is known of it: of a UDP datagram the beginning of the payload, of an echo
-    the beginning of the message.
+    datagram had been sent (an echo has no port), and `quoted` what is known of it: of a UDP datagram the beginning of
+    the payload, of an echo the beginning of the message.
     """
 
     number: int
@@ -82,7 +82,7 @@ def read(sock: socket.socket) -> DatagramError | None:
         )
     except OSError:
         return None
-    destination = Endpoint.of(name) if name and name[1] else None
+    destination = Endpoint.of(name) if name else None
     for level, kind, data in ancillary:
         if (level, kind) in ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)):
             number, origin, type_, code, info, _ = _ERROR.unpack_from(data)

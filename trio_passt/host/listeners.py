@@ -13,7 +13,8 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv6Address
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol as TypingProtocol
 
 from trio_passt.config import PortForward, Protocol
@@ -46,15 +47,32 @@ _MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPRO
 _WILDCARD = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
+HostAddress = IPv4Address | IPv6Address
+
+
 class UdpPort:
-    """A bound UDP socket, and the guest's port that it forwards to."""
+    """A bound UDP socket, and the guest's port that it forwards to.
 
-    __slots__ = ("_listeners", "socket", "target")
+    `address` is the one of the host that it is bound to, `None` for all of them.
+    """
 
-    def __init__(self, sock: socket.socket, target: int, listeners: "PortListeners") -> None:
+    __slots__ = ("_listeners", "address", "overflowed", "socket", "target")
+
+    def __init__(
+        self, sock: socket.socket, target: int, listeners: "PortListeners", address: HostAddress | None = None
+    ) -> None:
         self.socket = sock
         self.target = target
+        self.address = address
+        self.overflowed = 0
+        """What the kernel's counter of dropped datagrams was when it was last looked at."""
         self._listeners = listeners
+
+    def can_reach(self, destination: bytes) -> bool:
+        """Whether datagrams to this packed address may leave from here: from loopback to loopback only."""
+        if self.address is None:
+            return True
+        return self.address.is_loopback == ip_address(destination).is_loopback and not self.address.is_link_local
 
     def send(self, payloads: Sequence[Buffer], ancillary: Ancillary, peer: Endpoint, source: bytes) -> None:
         """One `sendmsg` to `peer` from the packed local address `source` (IP_PKTINFO), or, if that is all zeros, from
@@ -67,8 +85,8 @@ class UdpPort:
             ancillary = [*ancillary, chosen]
         self.socket.sendmsg(payloads, ancillary, 0, peer.sockaddr())
 
-    def on_errors(self) -> bool:
-        """The error queue may have something: tell it; whether some of it is about what was sent just now."""
+    def read_errors(self) -> bool:
+        """Tell what the error queue has; whether some of it is about what was sent just now."""
         return self._listeners.read_errors(self)
 
 
@@ -86,6 +104,9 @@ class Receiver(TypingProtocol):
     def on_datagram_error(self, port: UdpPort, error: DatagramError) -> None:
         """An error about a datagram that was sent through this port."""
 
+    def on_overflow(self, datagrams: int) -> None:
+        """The kernel has dropped so many, since the receive buffer of a port was full."""
+
     @property
     def is_full(self) -> bool:
         """Whether it can take no datagrams now."""
@@ -100,7 +121,9 @@ class PortListeners:
     def __init__(self, readiness: Readiness, sockets_to_close: ExitStack) -> None:
         self._receiver: Receiver | None = None
         self._parked: dict[UdpPort, None] = {}
-        self._udp_ports: dict[tuple[int, int], UdpPort] = {}
+        self._heard: dict[UdpPort, None] = {}
+        """Those that a guest has had datagrams from."""
+        self._udp_ports: dict[tuple[int, int], list[UdpPort]] = {}
         self._buffer = DatagramBuffer()
         self._readiness = readiness
         self._sockets = sockets_to_close
@@ -132,12 +155,18 @@ class PortListeners:
 
     @receiver.setter
     def receiver(self, receiver: Receiver | None) -> None:
+        if self._receiver is not None:
+            self._count_overflows(self._receiver)
         self._receiver = receiver
         self._unpark()
 
-    def udp_port(self, target: int, address_bytes: int) -> UdpPort | None:
-        """The port that is forwarded to the guest's `target`, of IPv4 (4) or IPv6 (16), if it has any local address."""
-        return self._udp_ports.get((target, address_bytes))
+    def udp_port(self, target: int, destination: bytes) -> UdpPort | None:
+        """The port that is forwarded to the guest's `target` and can reach this packed address.
+
+        One that is bound to all addresses of the host comes before one that is bound to a certain one.
+        """
+        ports = self._udp_ports.get((target, len(destination)), ())
+        return next((port for port in ports if port.can_reach(destination)), None)
 
     async def run(self) -> None:
         """Accept and receive until cancelled."""
@@ -179,10 +208,12 @@ class PortListeners:
                 sock.listen(BACKLOG)
                 self._watch(sock, lambda: self._accept(sock, forward.target))
             else:
-                port = UdpPort(sock, forward.target, self)
-                self._watch_port(port)
-                if forward.address is None:
-                    self._udp_ports.setdefault((forward.target, 4 if family == socket.AF_INET else 16), port)
+                port = UdpPort(sock, forward.target, self, forward.address)
+                self._readiness.watch(
+                    sock.fileno(), partial(self._on_port_event, port), events=READABLE, edge_triggered=False
+                )
+                ports = self._udp_ports.setdefault((forward.target, 4 if family == socket.AF_INET else 16), [])
+                ports.insert(0 if forward.address is None else len(ports), port)
         except BaseException:
             sock.close()
             raise
@@ -190,14 +221,6 @@ class PortListeners:
 
     def _watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
         self._readiness.watch(sock.fileno(), lambda _mask: on_readable(), events=READABLE, edge_triggered=False)
-
-    def _watch_port(self, port: UdpPort) -> None:
-        self._readiness.watch(
-            port.socket.fileno(),
-            lambda mask: self._on_port_event(port, mask),
-            events=READABLE,
-            edge_triggered=False,
-        )
 
     def _accept(self, listener: socket.socket, target: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -223,8 +246,11 @@ class PortListeners:
                 sockets.reset(host)
 
     def _on_port_event(self, port: UdpPort, mask: int) -> None:
+        if port in self._parked:
+            return  # it will be told again
         if mask & ERROR:
             self.read_errors(port)
+            sockets.pending_error(port.socket)  # one that is not in the queue would be reported for ever
         if mask & READABLE:
             self._receive(port)
 
@@ -233,6 +259,9 @@ class PortListeners:
         if receiver is not None and receiver.is_full:
             self._park(port, receiver)
             return
+        if receiver is not None and port not in self._heard:
+            self._heard[port] = None
+            port.overflowed = sockets.overflowed_datagrams(port.socket)
         try:
             received = self._buffer.read_named(port.socket, SLOTS)
         except BlockingIOError:
@@ -254,7 +283,7 @@ class PortListeners:
 
     def _park(self, port: UdpPort, receiver: Receiver) -> None:
         """Do not look at it until the guest takes datagrams again."""
-        self._readiness.forget(port.socket.fileno())
+        self._readiness.suspend(port.socket.fileno())
         if not self._parked:
             receiver.when_ready(self._unpark)
         self._parked[port] = None
@@ -263,7 +292,13 @@ class PortListeners:
         parked, self._parked = self._parked, {}
         for port in parked:
             if port.socket.fileno() >= 0:
-                self._watch_port(port)
+                self._readiness.resume(port.socket.fileno(), events=READABLE)
+
+    def _count_overflows(self, receiver: Receiver) -> None:
+        heard, self._heard = self._heard, {}
+        for port in heard:
+            if port.socket.fileno() >= 0:
+                receiver.on_overflow(sockets.overflowed_datagrams(port.socket) - port.overflowed & 0xFFFFFFFF)
 
 
 def _prepare(sock: socket.socket, family: socket.AddressFamily, is_tcp: bool) -> None:

@@ -1,7 +1,7 @@
 """Which host sockets, and which link, have something to say: one epoll, one task, any number of sockets.
 
 Trio could watch each socket by itself, at the price of a system call and a task switch each time.  Here all sockets
-of a guest sit in one epoll set, edge-triggered and registered once; Trio watches the epoll's own descriptor
+of a guest sit in one epoll set, registered once; Trio watches the epoll's own descriptor
 (epoll(7): "an epoll file descriptor can itself be polled").  When it becomes readable, one call fetches the events of
 all sockets, and each one's callback is called: the mirror image of a batch of frames from the guest.
 
@@ -94,6 +94,14 @@ class Readiness:
         """
         self._epoll.register(fd, events | (select.EPOLLET if edge_triggered else 0))
         self._callbacks[fd] = on_event
+
+    def suspend(self, fd: int) -> None:
+        """Report nothing of `fd`, which is watched, until `resume`, but an error, once.  Neither can fail."""
+        self._epoll.modify(fd, select.EPOLLET)
+
+    def resume(self, fd: int, *, events: int) -> None:
+        """Report `events` again, level-triggered."""
+        self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         """Stop watching `fd`; call it before the descriptor is closed.  Unknown descriptors are ignored."""

@@ -20,6 +20,11 @@ from trio_passt.host.endpoint import Endpoint
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of a host that has no more descriptors, or memory for sockets."""
 
+NO_WAY = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL}
+)
+"""Errors of sending at all: from the address that a connected socket has, there is no way to its peer (any more)."""
+
 SO_PEEK_OFF, SO_MEMINFO = 42, 55  # asm-generic/socket.h; not in Python's socket module
 _MEMINFO_BYTES, _MEMINFO_DROPS_AT = 36, 32
 """Nine numbers (linux/sock_diag.h), the last of which are the drops."""
@@ -166,6 +171,10 @@ def _forget_received(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             sock.recv(1)
+
+
+HOP_LIMIT = 64
+"""Of a socket that was not told otherwise.  Where the host has another default, a guest that uses 64 gets that."""
 
 
 def set_hop_limit(sock: socket.socket, hop_limit: int) -> None:

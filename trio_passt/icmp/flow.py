@@ -41,9 +41,6 @@ REMEMBERED_REQUESTS = 32
 """What an error quotes of a request may be as little as 8 bytes.  So many are remembered, as far as they can be quoted:
 a traceroute has 16 under way at a time."""
 
-HOP_LIMIT = 64
-"""Of a socket that was not told otherwise (ip(7), IP_TTL)."""
-
 _DATAGRAM_BYTES = 65535
 
 
@@ -55,7 +52,7 @@ class EchoRequest:
     def __init__(self, echo: Echo, hop_limit: int, packet: Buffer) -> None:
         self.echo = echo
         self.hop_limit = hop_limit
-        self.packet = bytes(packet[: icmp.QUOTED_BYTES[4 if packet[0] >> 4 == 4 else 16]])
+        self.packet = icmp.quote(packet)
 
 
 class EchoFlow:
@@ -74,9 +71,14 @@ class EchoFlow:
         self._requests: deque[EchoRequest] = deque()
         self._remembered: dict[int, bytes] = {}
         self._host: socket.socket | None = None
-        self._hop_limit = HOP_LIMIT
+        self._hop_limit = sockets.HOP_LIMIT
         self._host_events = 0
         self._is_ended = False
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether there is nothing left for its task to do, or to raise."""
+        return self._life.has_ended_well
 
     @property
     def is_over(self) -> bool:
@@ -133,6 +135,7 @@ class EchoFlow:
         self._session.readiness.watch(
             self._host.fileno(), self._on_host_event, events=readiness.READABLE, edge_triggered=False
         )
+        log.debug("%s: echo to %s", self.key, self._on_host)
 
     def _on_host_event(self, mask: int) -> None:
         self._host_events = mask
@@ -146,8 +149,9 @@ class EchoFlow:
         while self._requests:
             self._pass_request(self._requests.popleft())
         events, self._host_events = self._host_events, 0
-        if events & readiness.ERROR:
+        if events & readiness.ERROR and self._host is not None:
             self._read_errors()
+            sockets.pending_error(self._host)  # one that is not in the queue would be reported for ever
         if events & readiness.READABLE:
             self._pass_replies()
         due = self.active_at + IDLE_S
@@ -175,6 +179,7 @@ class EchoFlow:
                     continue  # it was an earlier request's error
                 self._drop(f"echo: {error.strerror}")
                 self._report_failure(error, request)
+                self._is_ended |= error.errno in sockets.NO_WAY  # the next request opens it anew
             return
 
     def _remember(self, request: EchoRequest) -> None:
@@ -218,6 +223,8 @@ class EchoFlow:
         assert self._host is not None
         errors = error_queue.read_all(self._host)
         for error in errors:
+            if error.destination is not None and error.destination.address != self._on_host.address:
+                continue  # the kernel looks for the identifier only: it is about somebody else's ping
             self._drop(f"echo: {os.strerror(error.number)}")
             packet = self._packet_with(error)
             if packet is not None:

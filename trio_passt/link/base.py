@@ -70,6 +70,9 @@ class Link(Protocol):
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, from the link's own task, as soon as `send` may take frames (again)."""
 
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call `callback` after all, if it waits: who asked is no more."""
+
     async def run(self) -> None:
         """The link's own task: finishes partly written frames and calls back.  Ends only by cancellation."""
 

@@ -149,6 +149,10 @@ class CapturingLink:
         """As the other link does."""
         self._link.when_ready(callback)
 
+    def forget(self, callback: Callable[[], None]) -> None:
+        """The link's."""
+        self._link.forget(callback)
+
     async def run(self) -> None:
         """The other link's task."""
         await self._link.run()

@@ -5,7 +5,7 @@ should.
 """
 
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 import trio
@@ -46,7 +46,7 @@ class MemoryLink:
         self._arrived: deque[FrameBatch] = deque()
         self._sent: deque[SentFrame] = deque()
         self._sent_bytes = 0
-        self._callbacks: deque[Callable[[], None]] = deque()
+        self._callbacks: OrderedDict[Callable[[], None], None] = OrderedDict()
         self._news_to_receiver = trio.Event()
         self._news_to_run = trio.Event()
         self._news_to_guest = trio.Event()
@@ -111,16 +111,24 @@ class MemoryLink:
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Have `run` call `callback` once when there is room; first come, first served."""
-        self._callbacks.append(callback)
+        self._callbacks[callback] = None
         self._news_to_run.set()
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call `callback`."""
+        self._callbacks.pop(callback, None)
+
+    def _call_first(self) -> None:
+        callback, _ = self._callbacks.popitem(last=False)
+        callback()
 
     async def run(self) -> None:
         """Call back when there is room, until cancelled."""
         while True:
             await self._news_to_run.wait()
             for _ in range(len(self._callbacks)):
-                if not self.is_full:
-                    self._callbacks.popleft()()
+                if self._callbacks and not self.is_full:
+                    self._call_first()
             if self.is_full or not self._callbacks:
                 self._news_to_run = trio.Event()
 

@@ -27,7 +27,7 @@ import select
 import socket
 import sys
 import termios
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -83,7 +83,7 @@ class StreamLink:
         self._gathered: list[bytes] = []
         self._gathers = False
         self._full = False
-        self._callbacks: deque[Callable[[], None]] = deque()
+        self._callbacks: OrderedDict[Callable[[], None], None] = OrderedDict()
         self._wanted = trio.Event()
 
     def has_hung_up(self) -> bool:
@@ -257,8 +257,12 @@ class StreamLink:
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Have `run` call `callback` once when there is room; first come, first served."""
-        self._callbacks.append(callback)
+        self._callbacks[callback] = None
         self._wanted.set()
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call `callback`."""
+        self._callbacks.pop(callback, None)
 
     async def run(self) -> None:
         """Finish partly written frames and call back, until cancelled."""
@@ -279,9 +283,13 @@ class StreamLink:
     def _call_back(self) -> None:
         """Call those who wait now; should one of them fill the link itself, the next one is first the time after."""
         for _ in range(len(self._callbacks)):
-            if self._full:
+            if self._full or not self._callbacks:
                 return
-            self._callbacks.popleft()()
+            self._call_first()
+
+    def _call_first(self) -> None:
+        callback, _ = self._callbacks.popitem(last=False)
+        callback()
 
     def _fail(self, reason: str) -> None:
         self._mark_closed(reason)

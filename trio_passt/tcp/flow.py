@@ -167,6 +167,7 @@ class TcpFlow:
             await self._reset_guest(error)
         finally:
             self._reset_host()
+            self._output.close()
 
     def _take_turn(self, bridge: Bridge) -> float | None:
         """All that can be done now; the time of the next turn, `SOON` if there is more to do, `None` at the end."""

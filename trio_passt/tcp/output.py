@@ -77,6 +77,12 @@ class Output:
             self._queue_up()
         return self._is_queued
 
+    def close(self) -> None:
+        """Nothing more is to be sent: the place in the link's queue is given up."""
+        if self._is_queued:
+            self._is_queued = False
+            self._session.link.forget(self._has_room)
+
     def _queue_up(self) -> None:
         if not self._is_queued:
             self._is_queued = True

@@ -15,21 +15,23 @@ forwarded port towards its remotes, too.
 *On the spot.*  A flow's life (see `flow.life`) is short to tell: open, until it has been idle, close.  What passes
 meanwhile needs no turn of its task.  Datagrams of a batch from the guest leave before the next batch is read, in trains
 where they are of one size; what the host socket has is framed and given to the link as it is read.  Nothing waits in
-between, so nothing is dropped in between either.
+between, as long as neither side is full.
 
 *Overload.*  Where more comes from the host than the guest takes, the link is full.  Then the host's sockets are not
 read until it has room, and their receive buffers, which the kernel bounds, are the queue; what they have no room for is
-dropped there, and counted when the flow ends.  What had been read when the link became full waits in the flow, at most
-one reading of its socket, and `Session.datagrams` bounds that of all flows.  Where the host takes no more from the
-guest, its send buffer is full, and the datagram is dropped and counted.
+dropped there, and counted when the flow ends (of a forwarded port: when the guest goes).  What had been read when the
+link became full waits in the flow, at most one reading of its socket, and `Session.datagrams` bounds that of all flows.
+Where the host takes no more from the guest, its send buffer is full, and the datagram is dropped and counted.
 
 *Errors* come from the socket's error queue, and are told the guest as what they are: ICMP, quoting what it had sent.
-They end no flow.
+They end no flow, unless the host has no way any more from where its socket is: it may have another address since, and
+the next datagram opens the flow anew.
 
 *Short lives.*  A resolver's library asks from a new port each time.  A flow to port 53 ends when as many answers (or
 errors) have come as there were questions, so thousands of them a second are no more than a few at a time.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -63,13 +65,13 @@ DNS_PORT = 53
 DNS_IDLE_S = 30.0
 """Less than that for a well-known port (RFC 4787, REQ-5 a): a resolver asks again, or another server, after 5 s."""
 
-HOP_LIMIT = 64
-"""Of a socket that was not told otherwise: ip(7), IP_TTL.  Where the host has another default, a guest that uses 64
-gets that."""
+LARGEST_SEGMENT_BYTES = datagrams.TRAIN_BYTES_MOST
+"""Until the kernel has refused one."""
 
-LARGEST_SEGMENT_BYTES = 65000
 FRAME_COST_BYTES = 128
 """What a frame takes of the link's room besides its payload, about."""
+
+Clients = dict[tuple[int, Endpoint], "PortUdp"]
 
 _WILDCARD = {4: bytes(4), 16: bytes(16)}
 _IP_UDP_BYTES = {4: 28, 16: 48}
@@ -83,10 +85,12 @@ class UdpFlow:
         "_answers",
         "_end_reason",
         "_first_packet",
+        "_has_lost_its_way",
         "_headers",
         "_hop_limit",
         "_idle_s",
         "_is_ended",
+        "_is_for_answers",
         "_is_open",
         "_is_queued",
         "_is_train",
@@ -100,7 +104,8 @@ class UdpFlow:
         "key",
     )
 
-    def __init__(self, session: Session, key: FlowKey) -> None:
+    def __init__(self, session: Session, key: FlowKey, *, is_for_answers: bool) -> None:
+        """`is_for_answers`: the guest has spoken first, so if it is to a resolver these are questions."""
         self.key = key
         self._session = session
         self._life = Life(self._live, session.readiness.later)
@@ -109,10 +114,12 @@ class UdpFlow:
         self._is_queued = False
         self._is_open = False
         self._is_ended = False
+        self._has_lost_its_way = False
         self._active_at = trio.current_time()
-        self._idle_s = DNS_IDLE_S if key.remote_port == DNS_PORT else IDLE_S
+        self._is_for_answers = is_for_answers and key.remote_port == DNS_PORT
+        self._idle_s = DNS_IDLE_S if self._is_for_answers else IDLE_S
         self._questions = self._answers = 0
-        self._hop_limit = HOP_LIMIT
+        self._hop_limit = sockets.HOP_LIMIT
         self._largest_segment = LARGEST_SEGMENT_BYTES
         self._first_packet = self._last_packet = b""
         self._last_size = 0
@@ -123,6 +130,11 @@ class UdpFlow:
     def is_over(self) -> bool:
         """Whether its life has ended, though its task may not have found out yet: it takes nothing any more."""
         return self._life.is_over
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether there is nothing left for its task to do, or to raise."""
+        return self._life.has_ended_well
 
     @property
     def active_at(self) -> float:
@@ -136,16 +148,19 @@ class UdpFlow:
     def deliver(self, run: JoinedDatagrams) -> None:
         """Datagrams from the guest, which are passed on at once; a new flow begins with them."""
         try:
-            most = icmp.QUOTED_BYTES[len(run.ends[0])]
-            self._last_packet = bytes(run.last[:most])
-            self._first_packet = bytes(run.first[:most]) if len(run.payloads) > 1 else b""
+            self._last_packet = icmp.quote(run.last)
+            self._first_packet = icmp.quote(run.first) if len(run.payloads) > 1 else b""
             self._active_at = trio.current_time()
             if not self._is_open:
                 self._life.ring()
             if self._life.is_over:
                 self._drop(self._end_reason, len(run.payloads))
-            else:
-                self._pass_to_host(run)
+                return
+            self._pass_to_host(run)
+            if self._has_lost_its_way:
+                self._has_lost_its_way = False
+                self._find_another_way()
+            self._look_for_answers()
         except Exception as error:
             self._life.fail(error)
 
@@ -162,6 +177,8 @@ class UdpFlow:
         """The host has learned of an error about a datagram that this flow had sent."""
         self._drop(f"udp: {os.strerror(error.number)}")
         self._answers += 1
+        if error.is_immediate and error.number in sockets.NO_WAY:
+            self._has_lost_its_way = True
         guest, remote = self.key.guest, self.key.remote
         report_error(self._session, remote, guest, error, self._packet_with(error.quoted))
 
@@ -184,14 +201,19 @@ class UdpFlow:
         except OSError as error:
             self._refuse(error)
         finally:
+            if self._is_queued:
+                self._session.link.forget(self._on_room)
             self._session.datagrams.give_back(sum(run.count * run.stride for run in self._kept))
             self._kept.clear()
             self._close()
 
     def _look_for_answers(self) -> None:
         """All questions to a resolver have been answered: there is nothing to wait for."""
-        if self.key.remote_port == DNS_PORT and 0 < self._questions <= self._answers and not self._kept:
+        if self._is_for_answers and 0 < self._questions <= self._answers and not self._kept:
             self.end()
+
+    def _find_another_way(self) -> None:
+        """The host has none from where the socket is."""
 
     def _open(self) -> None:
         raise NotImplementedError
@@ -221,18 +243,18 @@ class UdpFlow:
         begin, count = 0, len(payloads)
         self._questions += count
         if count == 1:
+            self._try(payloads, [])
             self._last_size = len(payloads[0])
             self._is_train = False
-            self._try(payloads, [])
             return
         self._session.readiness.moved(len(run.last) * count)
         while begin < count:
             stop = datagrams.train_stop(payloads, begin, self._largest_segment)
             some = payloads[begin:stop]
-            self._last_size = len(some[0])
-            self._is_train = stop > begin + 1
-            if not self._try(some, datagrams.segments(self._last_size) if self._is_train else []):
+            size, is_train = len(some[0]), stop > begin + 1
+            if not self._try(some, datagrams.segments(size) if is_train else []):
                 continue  # one by one
+            self._last_size, self._is_train = size, is_train
             begin = stop
 
     def _try(self, payloads: list[memoryview], ancillary: Ancillary) -> bool:
@@ -251,7 +273,9 @@ class UdpFlow:
                 if not is_last:
                     continue  # it was an earlier datagram's error, which is told once (udp(7))
                 self._drop(f"udp: {error.strerror}", len(payloads))
+                self._answers += len(payloads)
                 number = error.errno or 0
+                self._has_lost_its_way |= number in sockets.NO_WAY
                 report_failure(self._session, self.key.remote, self.key.guest, number, self._last_packet)
             return True
         return True
@@ -373,7 +397,7 @@ class OutboundUdp(UdpFlow):
     __slots__ = ("_destination", "_host", "_is_parked", "_ports", "_reader", "_size")
 
     def __init__(self, session: Session, key: FlowKey, destination: Endpoint, ports: SourcePorts) -> None:
-        super().__init__(session, key)
+        super().__init__(session, key, is_for_answers=True)
         self._destination = destination
         self._ports = ports
         self._host: socket.socket | None = None
@@ -381,10 +405,22 @@ class OutboundUdp(UdpFlow):
         self._is_parked = False
         self._size = 0
 
+    def is_towards(self, peer: Endpoint) -> bool:
+        """Whether this is its remote on the host's side."""
+        return self._destination == peer
+
     def _open(self) -> None:
         self._host = self._ports.open(self.key.guest_port, self._destination)
         self._reader = SocketReader(self._host)
-        self._watch()
+        # Level-triggered: what is not read at once is told again after everybody else's turn.
+        self._session.readiness.watch(
+            self._host.fileno(), self._on_host_event, events=readiness.READABLE, edge_triggered=False
+        )
+        log.debug("%s: UDP to %s", self.key, self._destination)
+
+    def _find_another_way(self) -> None:
+        """A new socket may be somewhere else: the next datagram opens the flow anew."""
+        self.end()
 
     def _close(self) -> None:
         host = self._host
@@ -396,22 +432,30 @@ class OutboundUdp(UdpFlow):
             self._ports.close(host, self.key.guest_port, self._destination)
             self._host = self._reader = None
 
-    def _watch(self) -> None:
-        """Level-triggered: what is not read at once is told again after everybody else's turn."""
-        assert self._host is not None
-        self._session.readiness.watch(
-            self._host.fileno(), self._on_host_event, events=readiness.READABLE, edge_triggered=False
-        )
-
     def _on_host_event(self, mask: int) -> None:
+        if self._is_parked:
+            return  # it will be told again
         try:
             if mask & readiness.ERROR:
-                self._read_errors()
-                self._look_for_answers()
+                self._heed_errors()
             if mask & readiness.READABLE and not self._life.is_over:
                 self._receive()
         except Exception as error:
             self._life.fail(error)
+
+    def _heed_errors(self) -> None:
+        """Those in the queue; and one that is not there, lest it be reported for ever.
+
+        A socket that was aborted (ss -K) is not connected any more, and would hear strangers.
+        """
+        assert self._host is not None
+        self._read_errors()
+        error = sockets.pending_error(self._host)
+        if error is not None and error.errno == errno.ECONNABORTED:
+            self._drop(f"udp: {error.strerror}")
+            self.end()
+        else:
+            self._look_for_answers()
 
     def _receive(self) -> None:
         session, host, reader = self._session, self._host, self._reader
@@ -429,8 +473,7 @@ class OutboundUdp(UdpFlow):
             trains = buffer.read(host, self._most())
         except BlockingIOError:
             return
-        except OSError as error:  # about an earlier datagram
-            self._drop(f"udp: {error.strerror}")
+        except OSError:  # about an earlier datagram
             self._read_errors()
             return
         self._size = trains[-1].size
@@ -445,13 +488,14 @@ class OutboundUdp(UdpFlow):
         """The link is full: what comes waits in the socket."""
         assert self._host is not None
         self._is_parked = True
-        self._session.readiness.forget(self._host.fileno())
+        self._session.readiness.suspend(self._host.fileno())
         self._wait_for_room()
 
     def _look_at_host_again(self) -> None:
         if self._is_parked:
+            assert self._host is not None
             self._is_parked = False
-            self._watch()
+            self._session.readiness.resume(self._host.fileno(), events=readiness.READABLE)
 
     def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:
         assert self._host is not None
@@ -477,22 +521,30 @@ class OutboundUdp(UdpFlow):
 class PortUdp(UdpFlow):
     """A flow through the socket of a forwarded port, whoever spoke first.
 
-    `local` is the packed host address that the client sent to; without it the kernel chooses one.
+    `local` is the packed host address that the client sent to; without it the kernel chooses one.  `clients` is where
+    the flow of a client is found, by the guest's port and the client.
     """
 
-    __slots__ = ("_client", "_local", "_port")
+    __slots__ = ("_client", "_clients", "_local", "_port")
 
     def __init__(
-        self, session: Session, key: FlowKey, port: UdpPort, client: Endpoint, local: bytes | None = None
+        self,
+        session: Session,
+        key: FlowKey,
+        port: UdpPort,
+        client: Endpoint,
+        clients: Clients,
+        local: bytes | None = None,
     ) -> None:
-        super().__init__(session, key)
+        super().__init__(session, key, is_for_answers=local is None)
         self._port = port
         self._client = client
         self._local = local if local is not None else _WILDCARD[len(client.address)]
+        self._clients = clients
 
-    def is_of(self, client: Endpoint) -> bool:
-        """Whether this flow is that client's."""
-        return self._client == client
+    def register(self) -> None:
+        """It has been started: from now on it is its client's."""
+        self._clients[self._port.target, self._client] = self
 
     def asked(self, port: UdpPort, local: bytes) -> None:
         """The client's latest datagram was sent to `port` at this packed host address, so replies come from there."""
@@ -500,25 +552,27 @@ class PortUdp(UdpFlow):
         self._local = local
 
     def _open(self) -> None:
-        pass
+        log.debug("%s: UDP with %s, by a forwarded port", self.key, self._client)
 
     def _close(self) -> None:
-        pass
+        name = (self._port.target, self._client)
+        if self._clients.get(name) is self:
+            del self._clients[name]
 
     def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:
-        if self._hop_limit != HOP_LIMIT:
-            ancillary = [*ancillary, _hop_limit(len(self._client.address), self._hop_limit)]
+        if self._hop_limit != sockets.HOP_LIMIT:
+            ancillary = [*ancillary, _hop_limit_of_one(len(self._client.address), self._hop_limit)]
         self._port.send(payloads, ancillary, self._client, self._local)
 
     def _read_errors(self) -> bool:
         """Those of the port are read where it is."""
-        return self._port.on_errors()
+        return self._port.read_errors()
 
     def _use_hop_limit(self, hop_limit: int) -> None:
         pass
 
 
-def _hop_limit(address_bytes: int, hop_limit: int) -> tuple[int, int, bytes]:
+def _hop_limit_of_one(address_bytes: int, hop_limit: int) -> tuple[int, int, bytes]:
     """What tells `sendmsg` (ip(7), IP_TTL; ipv6(7), IPV6_HOPLIMIT)."""
     value = struct.pack("=i", hop_limit)
     if address_bytes == 4:

@@ -9,7 +9,7 @@ Datagrams that came in bulk are mostly of one size and at equal distances in the
 `Train`.  A train of small ones becomes an array with one frame a row, into which NumPy broadcasts the template and
 copies the payloads, and whose checksums are one column.  Large ones are not copied: a header for each, and a view.
 
-What is larger than the link's MTU goes in fragments (`fragment`), for which UDP has no say: they have to fit.
+What is larger than the link's MTU goes in fragments (`fragment`): UDP has no other way to make it fit.
 
 A checksum that comes out as zero is sent as 0xFFFF (RFC 768), since zero means "none": over IPv6 that is not allowed
 (RFC 8200 section 8.1).

@@ -148,14 +148,18 @@ def is_error(address_bytes: int, type_: int) -> bool:
     return type_ in (_ERRORS if address_bytes == 4 else _V6_ERRORS)
 
 
+def quote(packet: Buffer) -> bytes:
+    """What an error quotes of an IP packet: its beginning, as much as every link carries."""
+    return bytes(packet[: QUOTED_BYTES[4 if packet[0] >> 4 == 4 else 16]])
+
+
 def error(type_: int, code: int, info: int, packet: Buffer) -> IcmpMessage:
     """An error about the IP `packet`, of which as much is quoted as every link carries.
 
     `info` is what the type has besides: the MTU for "fragmentation needed" and "packet too big", a pointer (for ICMP in
     the highest byte of the 32 bits) for "parameter problem", else 0.
     """
-    quote = bytes(packet[: QUOTED_BYTES[4 if packet[0] >> 4 == 4 else 16]])
-    return IcmpMessage(type_, code, memoryview(info.to_bytes(4, "big") + quote))
+    return IcmpMessage(type_, code, memoryview(info.to_bytes(4, "big") + quote(packet)))
 
 
 def too_big(mtu_bytes: int, packet: Buffer) -> IcmpMessage:

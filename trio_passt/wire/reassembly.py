@@ -36,7 +36,7 @@ from typing import overload
 
 from attrs import evolve, frozen
 
-from trio_passt.wire import ipv4, ipv6
+from trio_passt.wire import icmp, ipv4, ipv6
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ipv4 import IPv4Header
@@ -64,9 +64,6 @@ bytes in each.  More would be cut small for its own sake."""
 _MOST_BYTES = {4: 0xFFFF - ipv4.HEADER_BYTES, 16: 0xFFFF}
 """So long a payload fits the length field of a whole packet, by length of the address."""
 
-_QUOTED_BYTES = {4: 576 - 20 - 8, 16: 1280 - 40 - 8}
-"""So much of a packet an ICMP error has room for (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c))."""
-
 _PAYLOAD_LENGTH_POINTER = 4
 _FRAGMENT_OFFSET_POINTER = ipv6.HEADER_BYTES + 2
 """Where these fields are in an IPv6 fragment (RFC 8200 sections 3 and 4.5)."""
@@ -87,6 +84,16 @@ class FragmentProblem(MalformedPacket):
         super().__init__(text)
         self.packet = packet
         self.pointer = pointer
+
+    @property
+    def source(self) -> bytes:
+        """The packed address of the sender."""
+        return self.packet[8:24]
+
+    @property
+    def destination(self) -> bytes:
+        """The packed address that it was sent to."""
+        return self.packet[24:40]
 
 
 @frozen
@@ -289,7 +296,7 @@ def _quote(header: IPv4Header | IPv6Header, payload: Buffer) -> bytes:
     """The fragment again, as much of it as an ICMP error of its version has room for."""
     size = len(payload)
     emitted = ipv4.emit(header, size) if isinstance(header, IPv4Header) else ipv6.emit(header, size)
-    return (emitted + payload)[: _QUOTED_BYTES[len(header.source)]]
+    return (emitted + payload)[: icmp.QUOTED_BYTES[len(header.source)]]
 
 
 def _whole(datagram: _Datagram) -> tuple[IPv4Header | IPv6Header, memoryview]:

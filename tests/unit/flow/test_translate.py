@@ -7,7 +7,7 @@ import pytest
 from attrs import evolve
 from harness.stage import V4, V6, network
 
-from trio_passt.config import DnsForward
+from trio_passt.config import DnsForward, GuestIPv4
 from trio_passt.flow.translate import AddressMap, is_unicast
 from trio_passt.host.endpoint import Endpoint
 
@@ -113,3 +113,53 @@ def test_other_ports_of_a_nameservers_address_go_where_they_always_go() -> None:
         network(dns_forwards=(DnsForward(IPv4Address(V4.gateway), IPv4Address("127.0.0.53")),)),
     )
     assert addresses.destination_on_host(packed(V4.gateway), 80) == Endpoint(packed("127.0.0.1"), 80)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_theirs"),
+    [
+        ("224.0.0.1", True),
+        ("239.255.255.250", True),
+        ("255.255.255.255", True),
+        ("198.51.100.255", True),
+        ("198.51.100.254", False),
+        ("198.51.101.255", False),
+        ("223.255.255.255", False),
+        ("240.0.0.1", False),
+        ("255.255.255.254", False),
+        ("ff02::fb", True),
+        ("ff0e::1", True),
+        ("fe80::ffff", False),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", False),
+    ],
+)
+def test_groups_and_broadcast_addresses_are_the_neighbours(address: str, is_theirs: bool) -> None:
+    """RFC 1112, RFC 919, RFC 4291 section 2.7; IPv6 has no broadcast."""
+    assert AddressMap(network()).is_for_neighbours(ip_address(address).packed) is is_theirs
+
+
+@pytest.mark.parametrize(
+    ("prefix_length", "broadcast"),
+    [(24, "198.51.100.255"), (28, "198.51.100.15"), (30, "198.51.100.7"), (8, "198.255.255.255")],
+)
+def test_broadcast_address_follows_from_the_prefix(prefix_length: int, broadcast: str) -> None:
+    guest = GuestIPv4(IPv4Address("198.51.100.5"), prefix_length, IPv4Address("198.51.100.1"))
+    addresses = AddressMap(evolve(network(), ipv4=guest))
+    assert addresses.is_for_neighbours(ip_address(broadcast).packed)
+    assert not addresses.is_for_neighbours((IPv4Address(broadcast) - 1).packed)
+
+
+@pytest.mark.parametrize("prefix_length", [31, 32])
+def test_network_of_one_or_two_addresses_has_none(prefix_length: int) -> None:
+    """RFC 3021: both of two are hosts'."""
+    guest = GuestIPv4(IPv4Address("198.51.100.5"), prefix_length, IPv4Address("198.51.100.4"))
+    addresses = AddressMap(evolve(network(), ipv4=guest))
+    for last in (4, 5, 255):
+        assert not addresses.is_for_neighbours(bytes((198, 51, 100, last)))
+    assert addresses.is_for_neighbours(b"\xff" * 4)
+
+
+def test_neighbours_of_a_family_that_is_off() -> None:
+    addresses = AddressMap(network(ipv4=False))
+    assert addresses.is_for_neighbours(b"\xff" * 4)
+    assert not addresses.is_for_neighbours(bytes((198, 51, 100, 255)))

@@ -51,6 +51,11 @@ def has_no_way_to(kind: str, subnet: str) -> None:
     subprocess.run(["ip", "route", "add", kind, subnet, "table", "local"], check=True)
 
 
+def has_a_way_again(kind: str, subnet: str) -> None:
+    """Take back what `has_no_way_to` has done."""
+    subprocess.run(["ip", "route", "delete", kind, subnet, "table", "local"], check=True)
+
+
 def _check(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()

@@ -323,9 +323,9 @@ class Stage:
             return port
         pytest.fail("no free port")
 
-    def udp_port(self, target: int, address_bytes: int) -> UdpPort | None:
+    def udp_port(self, target: int, destination: bytes) -> UdpPort | None:
         """What `forwards` has bound, for the dispatcher."""
-        found = (listeners.udp_port(target, address_bytes) for listeners in self._listeners)
+        found = (listeners.udp_port(target, destination) for listeners in self._listeners)
         return next((port for port in found if port is not None), None)
 
     # -- TCP connections -----------------------------------------------------------------------------------------------

@@ -206,6 +206,15 @@ def test_whoever_reports(opened: ExitStack, sockaddr: bytes, reporter: bytes | N
     error = entry_of(opened, FROM_A_ROUTER + sockaddr, ("203.0.113.5", 9))
     destination = Endpoint(bytes((203, 0, 113, 5)), 9)
     assert error == DatagramError(errno.EHOSTUNREACH, ORIGIN_ICMP, 11, 0, 7, reporter, destination, b"quoted")
+    assert not error.is_immediate
+
+
+def test_kernel_itself_is_no_reporter(opened: ExitStack) -> None:
+    """Whatever it has left where the address would be."""
+    error = entry_of(opened, struct.pack("=IBBBxII", errno.EMSGSIZE, ORIGIN_LOCAL, 0, 0, 1500, 0) + ROUTER4, None)
+    assert error is not None
+    assert (error.reporter, error.info) == (None, 1500)
+    assert error.is_immediate
 
 
 @pytest.mark.parametrize("name", [None, "", ("203.0.113.5", 0)])

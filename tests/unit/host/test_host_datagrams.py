@@ -340,16 +340,22 @@ def test_several_peers_of_ipv6(opened: ExitStack, buffer: DatagramBuffer) -> Non
     assert read_all_named(buffer, port) == sent
 
 
-def test_one_buffer_for_both_kinds_and_both_versions(opened: ExitStack, buffer: DatagramBuffer) -> None:
+def test_one_buffer_for_both_kinds_and_both_versions(opened: ExitStack) -> None:
     """What a call has left in names and control messages is none of the next one's business."""
+    buffer = DatagramBuffer()
     ports = {family: everybodys(opened, family) for family in (V4, V6)}
     reader, peer = connected(opened, V4)
     datagrams.expect_bulk(reader)
     for _ in range(3):
         for family, port in ports.items():
-            client = bound(opened, family)
-            send_train(client, [payload(7, 100)] * 5, (family.local, port.getsockname()[1]))
-            assert [named[0].family for named in read_all_named(buffer, port)] == [family.socket_family] * 5
+            clients = [bound(opened, family) for _ in range(3)]
+            for client in clients:
+                send_train(client, [payload(7, 100)] * 5, (family.local, port.getsockname()[1]))
+            assert read_all_named(buffer, port) == [
+                (Endpoint.of(client.getsockname()), family.local, payload(7, 100))
+                for client in clients
+                for _ in range(5)
+            ]
         for size in (100, 250):
             peer.send(payload(9, size))
         assert read_all(buffer, reader) == [payload(9, 100), payload(9, 250)]

@@ -1,6 +1,7 @@
 """Forwarded UDP ports: datagrams, errors about replies, and a guest that takes no more for the moment."""
 
 import errno
+import os
 import socket
 from contextlib import ExitStack
 from ipaddress import IPv4Address, ip_address
@@ -14,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_passt.config import PortForward, Protocol
 from trio_passt.host import datagrams
+from trio_passt.host.datagrams import DatagramBuffer, Received
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.listeners import UdpPort
 
@@ -91,6 +93,25 @@ def send_to(port: UdpPort, payload: bytes, peer: Endpoint) -> None:
     except ConnectionRefusedError:
         port.on_errors()
         port.send([payload], [], peer, source)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ECONNREFUSED, errno.EHOSTUNREACH])
+async def test_port_that_cannot_be_read_now(family: Family, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """There was nothing after all, or an earlier reply's error comes first: what is there is read the next time."""
+    read_named, answers = DatagramBuffer.read_named, [OSError(number, os.strerror(number)) for _ in range(3)]
+
+    def sometimes(buffer: DatagramBuffer, sock: socket.socket, most: int) -> list[Received]:
+        if answers:
+            raise answers.pop()
+        return read_named(buffer, sock, most)
+
+    monkeypatch.setattr(DatagramBuffer, "read_named", sometimes)
+    receiver, port = Recorder(), free_port()
+    async with listening(PortForward(Protocol.UDP, port, 80), receiver=receiver):
+        with client(family, socket.SOCK_DGRAM, port) as sock:
+            sock.send(b"x")
+            await receiver.receives(b"x")
+    assert not answers
 
 
 class TestFullReceiver:

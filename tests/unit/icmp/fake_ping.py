@@ -12,7 +12,7 @@ import pytest
 from harness.stage import V4, V6, Family
 
 from trio_passt.host import sockets
-from trio_passt.host.error_queue import IP_RECVERR, IPV6_RECVERR, ORIGIN_ICMP, ORIGIN_ICMPV6
+from trio_passt.host.error_queue import IP_RECVERR, IPV6_RECVERR, ORIGIN_ICMP, ORIGIN_ICMPV6, ORIGIN_LOCAL
 from trio_passt.icmp.flow import warn_no_permission
 
 ELSEWHERE = {V4: "203.0.113.9", V6: "2001:db8:9::9"}
@@ -62,21 +62,28 @@ class FakeHost:
         return self.ping
 
     def hears_of(
-        self, family: Family, type_: int, code: int, quoted: bytes, *, number: int = errno.EHOSTUNREACH, info: int = 0
+        self,
+        family: Family,
+        type_: int,
+        code: int,
+        quoted: bytes,
+        *,
+        number: int = errno.EHOSTUNREACH,
+        info: int = 0,
+        is_local: bool = False,
     ) -> None:
-        """A router of the address `ROUTER` has said so of an echo request that began like this."""
-        origin = ORIGIN_ICMP if family is V4 else ORIGIN_ICMPV6
+        """A router of the address `ROUTER`, or the kernel itself, has said so of a request that began like this."""
+        router = ip_address(ROUTER[family]).packed
         if family is V4:
-            router, level = (
-                struct.pack("=HH4s8x", socket.AF_INET, 0, ip_address(ROUTER[family]).packed),
-                socket.IPPROTO_IP,
-            )
+            option, origin = (socket.IPPROTO_IP, IP_RECVERR), ORIGIN_ICMP
+            name = struct.pack("=HH4s8x", socket.AF_INET, 0, router)
         else:
-            packed = ip_address(ROUTER[family]).packed
-            router, level = struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, packed, 0), socket.IPPROTO_IPV6
-        data = struct.pack("=IBBBxII", number, origin, type_, code, info, 0) + router
-        kind = IP_RECVERR if family is V4 else IPV6_RECVERR
-        self.ping.entries.append((quoted, [(level, kind, data)], 0, (ELSEWHERE[family], 0)))
+            option, origin = (socket.IPPROTO_IPV6, IPV6_RECVERR), ORIGIN_ICMPV6
+            name = struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, router, 0)
+        if is_local:
+            origin = ORIGIN_LOCAL
+        control = (*option, struct.pack("=IBBBxII", number, origin, type_, code, info, 0) + name)
+        self.ping.entries.append((quoted, [control], 0, (ELSEWHERE[family], 0)))
         self.ping.fails_to_send.append(OSError(number, os.strerror(number)))
 
     def close(self) -> None:

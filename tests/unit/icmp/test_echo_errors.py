@@ -94,23 +94,49 @@ async def test_each_error_quotes_its_own_request(
     assert hop_limits == [1, 2, 3, 4, 5, 6]
 
 
-async def test_request_that_is_forgotten_is_made_from_the_quote(guest: Stage, host: FakeHost, family: Family) -> None:
-    sent = [request(family, 9, number, b"%d" % number, ELSEWHERE[family]) for number in range(REMEMBERED_REQUESTS + 1)]
+def hop_limit_of(family: Family, packet: bytes) -> int:
+    return packet[8 if family is V4 else 7]
+
+
+async def quotes_of(guest: Stage, host: FakeHost, family: Family, *numbers: int) -> list[bytes]:
+    """What the guest hears of requests with these numbers, of which 8 bytes are quoted, and the daemon's identifier."""
+    for number in numbers:
+        host.hears_of(family, *TIME_EXCEEDED[family], kernels_request(family, 54321, number))
+    host.ping.fails_to_send.clear()
+    host.ping.fails_to_receive = [OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))]
+    host.far.send(b"")  # so that the socket is looked at
+    return [(await guest.expects_error()).quoted for _ in numbers]
+
+
+async def test_request_that_is_forgotten_is_made_from_the_quote(
+    guest: Stage, host: FakeHost, family: Family, hop_limits: list[int]
+) -> None:
+    """As far as that tells: not its hop limit."""
+    sent = [
+        request(family, 9, number, b"", ELSEWHERE[family], hop_limit=5) for number in range(REMEMBERED_REQUESTS + 1)
+    ]
     for packet in sent:
         guest.sends_packets(packet)
         await guest.settles()
-    for number in (0, 1):
-        host.hears_of(family, *TIME_EXCEEDED[family], kernels_request(family, 54321, number, b"%d" % number))
-    host.ping.fails_to_receive = [OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))]
-    host.ping.fails_to_send.clear()
-    host.far.send(b"")  # so that the socket is looked at
-    made = await guest.expects_error()
-    kept = await guest.expects_error()
-    assert kept.quoted == sent[1]
-    header_bytes = 20 if family is V4 else 40
-    assert made.quoted[header_bytes:] == sent[0][header_bytes:]
-    ends = slice(12, 20) if family is V4 else slice(8, 40)
-    assert made.quoted[ends] == sent[0][ends]
+    assert hop_limits == [5]
+    forgotten, remembered = await quotes_of(guest, host, family, 0, 1)
+    assert remembered == sent[1]
+    assert hop_limit_of(family, forgotten) == 64
+    header_bytes, ends = (20, slice(12, 20)) if family is V4 else (40, slice(8, 40))
+    assert forgotten[header_bytes:] == sent[0][header_bytes:]
+    assert forgotten[ends] == sent[0][ends]
+
+
+async def test_number_that_is_used_again_is_remembered_for_longer(
+    guest: Stage, host: FakeHost, family: Family, hop_limits: list[int]
+) -> None:
+    """`ping` counts beyond 65535."""
+    for number in (*range(REMEMBERED_REQUESTS), 0, REMEMBERED_REQUESTS):
+        guest.sends_packets(request(family, 9, number, b"", ELSEWHERE[family], hop_limit=5))
+        await guest.settles()
+    assert hop_limits == [5]
+    quotes = await quotes_of(guest, host, family, 0, 1, 2)
+    assert [hop_limit_of(family, quoted) for quoted in quotes] == [5, 64, 5]
 
 
 async def test_number_that_is_used_again_is_the_latest_request(guest: Stage, host: FakeHost, family: Family) -> None:
@@ -165,6 +191,25 @@ async def test_kernel_that_refuses_to_send(guest: Stage, host: FakeHost, family:
     assert guest.session.drops == {f"echo: {os.strerror(number)}": 1}
 
 
+async def test_request_that_the_kernel_itself_refuses_is_not_tried_again(
+    guest: Stage, host: FakeHost, family: Family
+) -> None:
+    """Its error is about that very request, and told once."""
+    sent = [request(family, 9, number, b"data", ELSEWHERE[family]) for number in (7, 8)]
+    quoted = kernels_request(family, 9, 7, b"data")
+    host.hears_of(family, 0, 0, quoted, number=errno.EMSGSIZE, info=1400, is_local=True)
+    guest.sends_packets(*sent)
+    error = await guest.expects_error()
+    assert error.source == family.gateway
+    assert (error.type, error.code, error.info) == ((3, 4, 1400) if family is V4 else (2, 0, 1400))
+    assert error.quoted == sent[0]
+    await guest.expects_nothing()
+    assert guest.session.drops == {"echo: Message too long": 1}
+    assert host.far.recv(100)[7] == 8
+    with pytest.raises(BlockingIOError):
+        host.far.recv(100)
+
+
 class TestHopLimit:
     async def test_is_set_only_when_it_changes(
         self, guest: Stage, host: FakeHost, family: Family, hop_limits: list[int]
@@ -184,6 +229,23 @@ class TestHopLimit:
         await guest.expects_drop("hop limit 0", 2)
         assert [host.far.recv(100)[7] for _ in range(2)] == [2, 4]
         assert hop_limits == []
+
+
+async def test_kernel_that_does_not_take_the_hop_limit(
+    guest: Stage, host: FakeHost, monkeypatch: pytest.MonkeyPatch, family: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends this flow, which the next request opens again."""
+
+    def refuse(_sock: socket.socket, _hop_limit: int) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(sockets, "set_hop_limit", refuse)
+    guest.sends_packets(request(family, 9, 1, hop_limit=5))
+    await guest.expects_drop("echo: Operation not permitted")
+    await guest.settles()
+    assert host.ping.fileno() == -1
+    assert len(guest.dispatcher.echo) == 0
+    assert not caplog.records
 
 
 async def test_host_is_answered_for_whatever_the_hop_limit(

@@ -194,6 +194,19 @@ async def test_limit_of_flows(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not guest.session.drops
 
 
+async def test_more_new_flows_in_one_batch_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is dropped is counted, and later ones are served."""
+    async with on_stage(flow_limit=2) as guest:
+        no_permission(monkeypatch)
+        guest.sends_packets(*(request(V4, identifier, 1) for identifier in range(20)))
+        await guest.settles()
+        there = len(guest.link.take_sent())
+        assert there >= 2
+        assert there + guest.session.drops["echo: limit of flows"] == 20
+        guest.sends_packets(request(V4, 99, 1))
+        assert await reply(guest, V4) == (99, 1, b"")
+
+
 async def test_socket_of_one_that_made_way_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with on_stage(flow_limit=1) as guest:
         hosts = [FakeHost(), FakeHost()]

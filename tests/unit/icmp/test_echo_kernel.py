@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from echo_script import reply, reply_in_fragments, request
-from harness.own_namespace import answer_for, has_no_way_to, loopback_carries, own_namespace
+from harness.own_namespace import answer_for, has_a_way_again, has_no_way_to, loopback_carries, own_namespace
 from harness.parts import fragments
 from harness.stage import Family, Stage, network, on_stage
 
@@ -211,7 +211,7 @@ async def test_destination_without_a_way_there(guest: Stage, family: Family, rou
 
 @in_namespace
 async def test_way_there_that_is_gone_since(guest: Stage, family: Family) -> None:
-    """The kernel says so when the next request is sent; the flow goes on, and so do replies when it is back."""
+    """The kernel says so when the next request is sent; the flow ends, since another socket may have a way again."""
     host, subnet = ("192.0.2.1/32", "203.0.113.0/24") if family.version == 4 else ("2001:db8::1/128", "2001:db8:9::/64")
     remote = "203.0.113.7" if family.version == 4 else "2001:db8:9::7"
     answer_for(subnet, source=host)
@@ -224,8 +224,11 @@ async def test_way_there_that_is_gone_since(guest: Stage, family: Family) -> Non
     assert (told.source, told.type, told.code) == (family.gateway, *((3, 1) if family.version == 4 else (1, 3)))
     assert told.quoted == sent
     await guest.expects_nothing()
-    assert len(guest.dispatcher.echo) == 1
+    assert len(guest.dispatcher.echo) == 0
     assert guest.session.drops == {"echo: No route to host": 1}
+    has_a_way_again("unreachable", f"{remote}/{32 if family.version == 4 else 128}")
+    guest.sends_packets(request(family, 9, 3, b"again", remote))
+    assert await reply(guest, family, remote) == (9, 3, b"again")
 
 
 @in_namespace

@@ -13,7 +13,8 @@ from harness.stage import Family, Stage
 from udp_script import datagram, exchange, hears, is_asked, port_of, received, receives
 
 from trio_passt.config import Protocol
-from trio_passt.host.datagrams import SEGMENTS_MOST, UDP_SEGMENT
+from trio_passt.host import datagrams
+from trio_passt.host.datagrams import BULK_IN_A_ROW, SEGMENTS_MOST, UDP_SEGMENT
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
@@ -120,6 +121,23 @@ async def test_several_flows_in_turns_are_one_call_each(guest: Stage, family: Fa
     for _ in range(20):
         await received(host)
     assert sendmsgs == [Sent([100] * 10, 100)] * 2
+
+
+async def test_replies_are_read_in_bulk_only_when_there_is_bulk(
+    guest: Stage, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger receive buffer, and joined datagrams, are not for those who ask one question after the other."""
+    expected: list[socket.socket] = []
+    expect_bulk = datagrams.expect_bulk
+    monkeypatch.setattr(datagrams, "expect_bulk", lambda sock: (expected.append(sock), expect_bulk(sock)))
+    host = guest.host_udp(family)
+    for _ in range(3 * BULK_IN_A_ROW):
+        flow = await exchange(guest, host, family)
+    assert expected == []
+    for _ in range(3 * BULK_IN_A_ROW):
+        host.sendto(b"more", flow)
+        await hears(guest, family, b"more", (port_of(host), 5000))
+    assert len(expected) == 1
 
 
 # -- a path that refuses -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
 import pytest
+from attrs import evolve
 from harness.oracle import SeenError
 from harness.own_namespace import has_no_way_to, loopback_carries
 from harness.stage import V4, V6, Family, Stage, on_stage
@@ -107,6 +108,22 @@ async def test_quote_of_some_that_went_out_together_is_one_of_them(
     assert len(guest.dispatcher.udp) == 1
 
 
+async def test_quote_of_some_in_the_middle_of_a_batch(guest: Stage, family: Family) -> None:
+    """Three trains: of the middle one, headers and the beginning are right; the checksum is not known."""
+    port = free_port(family)
+    sent = [datagram(family, GUEST_PORT, port, os.urandom(size)) for size in [1400] * 3 + [100] * 4 + [900] * 3]
+    guest.sends_packets(*sent)
+    await guest.settles()
+    told = all_told(guest)
+    assert len(told) == 3
+    sum_at = (26, 28) if family is V4 else (46, 48)
+    for quoted in told:
+        assert any(
+            packet.startswith(quoted[: sum_at[0]]) and packet[sum_at[1] :].startswith(quoted[sum_at[1] :])
+            for packet in sent
+        )
+
+
 async def test_hundreds_at_once_are_not_told_each(guest: Stage, family: Family) -> None:
     """RFC 1812 section 4.3.2.8: errors are limited in number."""
     port = free_port(family)
@@ -204,25 +221,25 @@ async def test_remote_that_the_guest_spoke_to_first(guest: Stage, family: Family
     await guest.expects_nothing()
 
 
-async def test_flow_that_is_over_is_told_nothing(guest: Stage, family: Family) -> None:
+async def test_errors_that_are_nobodys(guest: Stage, family: Family) -> None:
+    """About a client's flow that is over, about a stranger, and about nobody knows whom."""
     port = guest.forwards(Protocol.UDP, TARGET)
-    client = guest.host_udp(family)
+    client, stranger = guest.host_udp(family), guest.host_udp(family)
     client.sendto(b"hello", (family.local, port))
     await hears(guest, family, b"hello", (port_of(client), TARGET))
-    await guest.passes(IDLE_S + 1)
-    error = DatagramError(
-        errno.ECONNREFUSED,
-        ORIGIN_ICMP if family is V4 else ORIGIN_ICMPV6,
-        *PORT_UNREACHABLE[family],
-        0,
-        ip_address(family.local).packed,
-        Endpoint.of(client.getsockname()),
-        b"reply",
-    )
-    forwarded = guest.udp_port(TARGET, len(family.guest_packed))
+    forwarded = guest.udp_port(TARGET, ip_address(family.local).packed)
     assert forwarded is not None
-    guest.dispatcher.on_datagram_error(forwarded, error)
-    await guest.expects_nothing()
+    origin, local = ORIGIN_ICMP if family is V4 else ORIGIN_ICMPV6, ip_address(family.local).packed
+    error = DatagramError(errno.ECONNREFUSED, origin, *PORT_UNREACHABLE[family], 0, local, None, b"reply")
+    about_client, about_stranger = (
+        evolve(error, destination=Endpoint.of(sock.getsockname())) for sock in (client, stranger)
+    )
+    guest.dispatcher.on_datagram_error(forwarded, about_client)
+    assert await guest.expects_error(), "as long as its flow lives"
+    await guest.passes(IDLE_S + 1)
+    for nobodys in (about_client, about_stranger, error):
+        guest.dispatcher.on_datagram_error(forwarded, nobodys)
+        await guest.expects_nothing()
 
 
 async def test_error_about_a_socket_of_the_flows_own_is_not_the_forwarded_ports(guest: Stage) -> None:

@@ -115,6 +115,27 @@ async def test_clients_of_two_addresses_with_one_port_are_kept_apart(guest: Stag
     assert len(guest.dispatcher.udp) == 2
 
 
+async def test_client_keeps_its_name_when_the_other_has_gone(guest: Stage) -> None:
+    """As long as its flow lives: to the guest, another port would be somebody else."""
+    port = guest.forwards(Protocol.UDP, TARGET)
+    one = guest.host_udp(V4, ("127.0.0.1", 0))
+    two = guest.host_udp(V4, ("127.0.0.2", port_of(one)))
+    for client in (one, two):
+        client.sendto(b"hello", ("127.0.0.1", port))
+        name = await arrives(guest, V4, b"hello")
+    await guest.passes(IDLE_S - 1)
+    two.sendto(b"still here", ("127.0.0.1", port))
+    assert await arrives(guest, V4, b"still here") == name
+    await guest.passes(2)
+    assert len(guest.dispatcher.udp) == 1
+    two.sendto(b"and now", ("127.0.0.1", port))
+    assert await arrives(guest, V4, b"and now") == name
+    two.close()
+    guest.sends_datagram(V4, TARGET, name, b"reply")
+    error = await guest.expects_error()
+    assert (error.type, error.code) == (3, 3)
+
+
 async def test_client_whose_port_is_a_server_of_the_guests(guest: Stage) -> None:
     """The guest asked a server on the host, from another port; that one's socket then asks by a forwarded port."""
     port = guest.forwards(Protocol.UDP, TARGET)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from harness.stage import V4, V6, Family, Stage, network, on_stage
-from udp_script import datagram, exchange, hears, is_asked, port_of, receives
+from udp_script import datagram, exchange, free_port, hears, is_asked, port_of, receives
 
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
@@ -131,7 +131,7 @@ async def test_guest_that_has_another_mac_address_now(guest: Stage, family: Fami
 
 async def test_guest_that_goes_takes_its_sockets_along(guest: Stage) -> None:
     host = guest.host_udp(V4)
-    _, port = await exchange(guest, host, V4)
+    _, port = await exchange(guest, host, V4, free_port(V4))
     guest.link.disconnect()
     await guest.settles()
     assert guest.ended is not None

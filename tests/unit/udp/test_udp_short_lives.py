@@ -92,15 +92,16 @@ class TestQuestions:
         self, guest: Stage, family: Family, resolver: socket.socket
     ) -> None:
         """Whether it was read by then or not."""
-        link = guest.link
-        guest.sends_packets(*(datagram(family, 5000, port_of(resolver), b"?%d" % number) for number in range(3)))
-        flow = await receives(resolver, b"?0", b"?1", b"?2")
-        link.set_capacity(frames=1)
-        for number in range(3):
-            resolver.sendto(b"!%d" % number, flow)
-        await guest.settles()
-        assert flows(guest) == 1
-        for number in range(3):
+        numbers = range(12)
+        guest.sends_packets(*(datagram(family, 5000, port_of(resolver), b"?%d" % number) for number in numbers))
+        flow = await receives(resolver, *(b"?%d" % number for number in numbers))
+        for capacity, some in ((1, numbers[:6]), (6, numbers[6:])):
+            guest.link.set_capacity(frames=capacity)
+            for number in some:
+                resolver.sendto(b"!%d" % number, flow)
+            await guest.settles()
+            assert flows(guest) == 1
+        for number in numbers:
             await hears(guest, family, b"!%d" % number, (port_of(resolver), 5000))
         await guest.settles()
         assert flows(guest) == 0
@@ -202,6 +203,20 @@ class TestLimit:
                 there += 1
             assert there + guest.session.drops["udp: limit of flows"] == len(ports)
             await exchange(guest, host, V4, 6000)
+
+    async def test_many_new_clients_in_one_batch(self) -> None:
+        async with on_stage(flow_limit=4) as guest:
+            port = guest.forwards(Protocol.UDP, TARGET)
+            clients = [guest.host_udp(V4) for _ in range(40)]
+            for client in clients:
+                client.sendto(b"hello", (V4.local, port))
+            await guest.settles()
+            assert flows(guest) <= 4
+            there = len(guest.link.take_sent())
+            assert there >= 4
+            assert there + guest.session.drops["udp: limit of flows"] == len(clients)
+            clients[0].sendto(b"again", (V4.local, port))
+            assert (await guest.expects_datagram()).payload == b"again"
 
     async def test_budget_of_those_that_made_way_is_returned(self) -> None:
         async with on_stage(flow_limit=1) as guest:

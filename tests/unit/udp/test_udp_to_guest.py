@@ -3,6 +3,7 @@
 Each for both kinds of flows: a socket of the flow's own, and a forwarded port.
 """
 
+import errno
 import os
 import random
 import socket
@@ -16,6 +17,7 @@ from harness.waiting import eventually
 from udp_script import HEADERS_BYTES, hears, is_asked, port_of
 
 from trio_passt.config import Protocol
+from trio_passt.host.datagrams import DatagramBuffer
 from trio_passt.udp.flow import IDLE_S
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
@@ -260,6 +262,42 @@ async def remote_at(guest: Stage, guest_port: int) -> Sender:
 async def everything(guest: Stage, count: int) -> AsyncIterator[SeenUdp]:
     for _ in range(count):
         yield await guest.expects_datagram()
+
+
+@both_kinds
+async def test_link_that_turns_out_to_be_full(kind: Kind, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take nothing though it was not known to be full: a single datagram is kept, too."""
+    async with on_stage() as guest:
+        sender = await kind(guest, family)
+        send, budget = guest.link.send, guest.session.datagrams.left_bytes
+        answers = [0]
+        monkeypatch.setattr(guest.link, "send", lambda runs: answers.pop() if answers else send(runs))
+        sender.sends(b"one")
+        await guest.settles()
+        sender.sends(b"two", b"three")
+        await sender.is_heard(b"one", b"two", b"three")
+        assert guest.session.datagrams.left_bytes == budget
+        assert not guest.session.drops
+
+
+async def test_socket_that_has_nothing_after_all(guest: Stage, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """select(2): of a datagram with a wrong checksum the kernel finds out only when it is read."""
+    sender = await remote(guest, family)
+    read_one, answers = DatagramBuffer.read_one, [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
+
+    def sometimes(buffer: DatagramBuffer, sock: socket.socket) -> memoryview:
+        if answers:
+            raise answers.pop()
+        return read_one(buffer, sock)
+
+    monkeypatch.setattr(DatagramBuffer, "read_one", sometimes)
+    sender.sends(b"hello")
+    await sender.is_heard(b"hello")
+    answers.append(ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
+    sender.sends(b"about an earlier one")
+    await sender.is_heard(b"about an earlier one")
+    assert not guest.session.drops, "the error queue has nothing to tell"
+    assert len(guest.dispatcher.udp) == 1
 
 
 # -- what there is no room for -----------------------------------------------------------------------------------------

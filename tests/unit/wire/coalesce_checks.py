@@ -234,8 +234,9 @@ def check_datagrams(run: JoinedDatagrams, frames: list[bytes]) -> None:
     assert len(datagrams) == len(frames) > 0
     assert {(run.mac, run.ends, run.hop_limit)} == {(made.mac, made.ends, made.hop_limit) for made in datagrams}
     assert run.payloads == [datagram.payload for datagram in datagrams]
-    assert run.last == datagrams[-1].packet
-    assert all(memoryview(part).readonly and memoryview(part).format == "B" for part in (*run.payloads, run.last))
+    assert (run.first, run.last) == (datagrams[0].packet, datagrams[-1].packet)
+    views = (*run.payloads, run.first, run.last)
+    assert all(memoryview(part).readonly and memoryview(part).format == "B" for part in views)
 
 
 def check_items(items: list[Item], frames: list[bytes], *, takes_padding: bool = True) -> Found:

@@ -243,7 +243,7 @@ def test_payloads_are_passed_on_where_they_lie(version: int) -> None:
     batch = framing.join(made(several(50, Sent(version, size=1000))))
     (run,) = bulk.join(batch)
     assert isinstance(run, JoinedDatagrams)
-    assert all(piece.obj is batch.data for piece in (*run.payloads, run.last))
+    assert all(piece.obj is batch.data for piece in (*run.payloads, run.first, run.last))
 
 
 # -- padding -----------------------------------------------------------------------------------------------------------
@@ -329,13 +329,15 @@ def test_wrong_ones_are_left_alone(check: Check, version: int, size: int, place:
 @both_ways
 @versions
 def test_right_one_of_which_the_field_is_all_ones(check: Check, version: int) -> None:
-    """Zero is sent as 0xFFFF (RFC 768)."""
+    """Zero is sent as 0xFFFF (RFC 768); as zero it says that there is none, though all adds up."""
     frame, ports = Sent(version).bytes(), udp.UdpHeader(40000, 9999)
     payload = Sent(version).payload[2:]
     field = udp.emit(*ENDS[version], ports, bytes(2) + payload)[6:8]
     datagram = udp.emit(*ENDS[version], ports, field + payload)  # its words add up to 0xFFFF
     assert datagram[6:8] == b"\xff\xff"
     assert shape(check([frame, frame[: -len(datagram)] + datagram] * 10)) == [20]
+    none = frame[: -len(datagram)] + datagram[:6] + bytes(2) + datagram[8:]
+    assert sorted(shape(check([frame, none] * 10))) == ([20] if version == 4 else [*([0] * 10), 10])
 
 
 @both_ways
@@ -447,6 +449,19 @@ def test_lengths_that_udp_does_not_have(check: Check, version: int, length: int)
     frames = made(several(20, Sent(version, size=100, has_checksum=version == 6)))
     at = Sent(version).header_bytes - 4
     frames[10] = frames[10][:at] + struct.pack("!H", length) + frames[10][at + 2 :]
+    assert shape(check(frames)) == [19, 0]
+
+
+@both_ways
+@versions
+@pytest.mark.parametrize("length", [8, 9, 107, 109])
+def test_length_of_udp_that_its_checksum_hides(check: Check, version: int, length: int) -> None:
+    """All adds up, if the payload is what IP says."""
+    frames = made(several(20, Sent(version, size=100)))
+    at = Sent(version).header_bytes - 4
+    field = int.from_bytes(frames[10][at + 2 : at + 4], "big") + 108 - length
+    lying = struct.pack("!HH", length, field % 65535)
+    frames[10] = frames[10][:at] + lying + frames[10][at + 4 :]
     assert shape(check(frames)) == [19, 0]
 
 

@@ -209,9 +209,27 @@ def test_lengths_of_the_udp_header(version: int) -> None:
 
 
 @versions
+def test_lengths_of_the_udp_header_that_its_checksum_hides(version: int) -> None:
+    """All adds up, if the payload is what IP says."""
+    frame = Made(version, bytes(40)).frame
+    at = HEADERS_BYTES[version] - 4
+    field = int.from_bytes(frame[at + 2 : at + 4], "big")
+    for length in [*range(8, 110), 0x7FFF]:
+        lying = length.to_bytes(2, "big") + ((field + 48 - length) % 65535).to_bytes(2, "big")
+        assert (check(frame[:at] + lying + frame[at + 4 :]) is not None) == (length == 48)
+
+
+@versions
 def test_no_checksum_is_for_ipv4_only(version: int) -> None:
-    frame = Made(version, b"payload", has_checksum=False).frame
-    assert (check(frame) is not None) == (version == 4)
+    """Also where all adds up without it."""
+    for payload in (b"payload", b"\0" * 40, with_sum_of_zero(version)):
+        frame = Made(version, payload, has_checksum=False).frame
+        assert (check(frame) is not None) == (version == 4)
+
+
+def with_sum_of_zero(version: int) -> bytes:
+    """A payload for which the checksum's field comes out as zero."""
+    return udp.emit(*PACKED[version], UdpHeader(40_000, 53), bytes(2))[6:8]
 
 
 @versions
@@ -281,9 +299,7 @@ def test_any_bytes(data: bytes, start: bytes) -> None:
 @versions
 def test_a_checksum_whose_field_is_all_ones(version: int) -> None:
     """What comes out as zero is sent as 0xFFFF (RFC 768)."""
-    source, destination = PACKED[version]
-    field = udp.emit(source, destination, UdpHeader(40_000, 53), bytes(2))[6:8]
-    frame = Made(version, field).frame
+    frame = Made(version, with_sum_of_zero(version)).frame
     assert frame[HEADERS_BYTES[version] - 2 : HEADERS_BYTES[version]] == b"\xff\xff"
     assert check(frame) is not None
 

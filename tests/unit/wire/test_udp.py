@@ -88,6 +88,24 @@ def test_arbitrary_bytes(addresses: tuple[bytes, bytes], data: bytes) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("size", [0, 1, 8, 100, 1000])
+def test_beginning_of_a_datagram(pair: tuple[str, str], size: int) -> None:
+    """What is known of it, with the lengths of the whole; and the checksum, if there is nothing unknown about it."""
+    header, payload = UdpHeader(7, 9), bytes(range(250)) * 4
+    whole = udp.emit(*packed(pair), header, payload[:size])
+    for known in (0, 1, 8, 99, 100, 101, 1000):
+        beginning = udp.emit_beginning(*packed(pair), header, payload[:known], size)
+        if known >= size:
+            assert beginning == whole
+        else:
+            assert beginning == whole[:6] + bytes(2) + whole[8 : 8 + known]
+        packet = ip.emit_packet(*packed(pair), ip.IPProtocol.UDP, beginning, payload_bytes=len(whole))
+        header_bytes = 40 if ":" in pair[0] else 20
+        assert packet[:header_bytes] == ip.emit_packet(*packed(pair), ip.IPProtocol.UDP, whole)[:header_bytes]
+        assert packet[header_bytes:] == beginning
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_truncation_and_corruption(pair: tuple[str, str]) -> None:
     datagram = udp.emit(*packed(pair), UdpHeader(7, 9), b"hello")
     survives_truncation(lambda cut: udp.parse(*packed(pair), cut), datagram, required_bytes=len(datagram))
