@@ -50,8 +50,9 @@ def integration(session: nox.Session) -> None:
 def compiled(session: nox.Session) -> None:
     """The compiled build: connections of the kernel's stack and of QEMU, a smoke test of the benchmark. Needs root."""
     _install_compiled(session, "test,bench")
-    units = [f"tests/unit/{name}" for name in ("flow", "link", "wire", "tcp/test_from_guest.py")]
-    of_what_is_installed = ("-o", "pythonpath=")  # not of the checkout
+    names = ("flow", "link", "wire", "udp", "icmp", "host/test_host_datagrams.py", "tcp/test_from_guest.py")
+    units = [f"tests/unit/{name}" for name in names]
+    of_what_is_installed = ("-o", "pythonpath=", "-m", "not interpreted")  # not of the checkout
     session.run("pytest", "-p", "no:cacheprovider", *of_what_is_installed, *units)
     names = ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows", "udp_errors", "fragments")
     tests = [f"tests/integration/test_{name}.py" for name in names]

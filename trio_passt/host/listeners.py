@@ -248,11 +248,14 @@ class PortListeners:
     def _on_port_event(self, port: UdpPort, mask: int) -> None:
         if port in self._parked:
             return  # it will be told again
-        if mask & ERROR:
-            self.read_errors(port)
-            sockets.pending_error(port.socket)  # one that is not in the queue would be reported for ever
-        if mask & READABLE:
-            self._receive(port)
+        try:
+            if mask & ERROR:
+                self.read_errors(port)
+                sockets.pending_error(port.socket)  # one that is not in the queue would be reported for ever
+            if mask & READABLE:
+                self._receive(port)
+        except Exception:  # the port outlives the guest that it was a bug with
+            log.exception("internal error at a forwarded UDP port; please report this")
 
     def _receive(self, port: UdpPort) -> None:
         receiver = self._receiver

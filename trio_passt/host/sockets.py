@@ -25,6 +25,8 @@ NO_WAY = frozenset(
 )
 """Errors of sending at all: from the address that a connected socket has, there is no way to its peer (any more)."""
 
+FORGET_MOST = 1000
+
 SO_PEEK_OFF, SO_MEMINFO = 42, 55  # asm-generic/socket.h; not in Python's socket module
 _MEMINFO_BYTES, _MEMINFO_DROPS_AT = 36, 32
 """Nine numbers (linux/sock_diag.h), the last of which are the drops."""
@@ -167,10 +169,14 @@ def _bind(sock: socket.socket, port: int, sharing: Sequence[socket.socket]) -> b
 
 
 def _forget_received(sock: socket.socket) -> None:
-    """Between bind and connect, datagrams of anybody may have come."""
-    with contextlib.suppress(OSError):
-        while True:
+    """Between bind and connect, datagrams of anybody may have come, and errors; a flood is not waited for."""
+    for _ in range(FORGET_MOST):
+        try:
             sock.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:  # there may be more
+            continue
 
 
 HOP_LIMIT = 64

@@ -374,3 +374,4 @@ class TcpFlow:
     def abandon(self) -> None:
         """After an internal error: a reset to the guest, if the link takes it now."""
         self._send_reset()
+        self._output.close()

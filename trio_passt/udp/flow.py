@@ -492,9 +492,16 @@ class OutboundUdp(UdpFlow):
         self._wait_for_room()
 
     def _look_at_host_again(self) -> None:
-        if self._is_parked:
-            assert self._host is not None
-            self._is_parked = False
+        """Read now, in one's turn: were all who wait just watched again, most would be told in vain."""
+        if not self._is_parked:
+            return
+        self._is_parked = False
+        self._receive()
+        if self._host is None:
+            return
+        if self._kept or self._session.link.is_full:
+            self._park()
+        else:
             self._session.readiness.resume(self._host.fileno(), events=readiness.READABLE)
 
     def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:

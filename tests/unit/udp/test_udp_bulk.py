@@ -123,6 +123,7 @@ async def test_several_flows_in_turns_are_one_call_each(guest: Stage, family: Fa
     assert sendmsgs == [Sent([100] * 10, 100)] * 2
 
 
+@pytest.mark.interpreted
 async def test_replies_are_read_in_bulk_only_when_there_is_bulk(
     guest: Stage, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ async def test_at_the_first_datagram(
     await ends_with_one_line(guest, monkeypatch, caplog, sound, flow)
 
 
+@pytest.mark.interpreted
 async def test_while_the_remote_speaks(
     guest: Stage,
     monkeypatch: pytest.MonkeyPatch,
@@ -101,6 +102,7 @@ async def test_while_the_remote_speaks(
     await ends_with_one_line(guest, monkeypatch, caplog, sound, flow)
 
 
+@pytest.mark.interpreted
 async def test_while_a_client_speaks(
     guest: Stage,
     monkeypatch: pytest.MonkeyPatch,
