@@ -22,8 +22,10 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 NO_WAY = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL}
+    | {errno.ECONNABORTED, errno.ENOTCONN, errno.EDESTADDRREQ}
 )
-"""Errors of sending at all: from the address that a connected socket has, there is no way to its peer (any more)."""
+"""Errors of sending at all: from the address that a connected socket has, there is no way to its peer (any more); or it is
+not connected any more (ss(8), -K)."""
 
 FORGET_MOST = 1000
 

@@ -443,14 +443,14 @@ class OutboundUdp(UdpFlow):
         except Exception as error:
             self._life.fail(error)
 
-    def _heed_errors(self) -> None:
-        """Those in the queue; and one that is not there, lest it be reported for ever.
+    def _heed_errors(self, error: OSError | None = None) -> None:
+        """Those in the queue; and one that is not there, lest it be reported for ever, if it was not raised already.
 
         A socket that was aborted (ss -K) is not connected any more, and would hear strangers.
         """
         assert self._host is not None
         self._read_errors()
-        error = sockets.pending_error(self._host)
+        error = error or sockets.pending_error(self._host)
         if error is not None and error.errno == errno.ECONNABORTED:
             self._drop(f"udp: {error.strerror}")
             self.end()
@@ -473,8 +473,8 @@ class OutboundUdp(UdpFlow):
             trains = buffer.read(host, self._most())
         except BlockingIOError:
             return
-        except OSError:  # about an earlier datagram
-            self._read_errors()
+        except OSError as error:  # about an earlier datagram
+            self._heed_errors(error)
             return
         self._size = trains[-1].size
         self._pass_to_guest(buffer.view, trains)

@@ -113,3 +113,16 @@ async def test_end_that_is_never_told_is_no_harm_to_a_cancelled_task() -> None:
     for tell in left:
         tell()
     assert sleeper.cleaned_up == 1
+
+
+async def test_what_has_ended_well() -> None:
+    """Not what has failed, in it or outside of it, and not what has not ended."""
+    sound, failed = Sleeper(), Sleeper()
+    for sleeper in (sound, failed):
+        sleeper.life.ring()
+        assert not sleeper.life.has_ended_well
+    sound.life.ring()
+    failed.life.fail(RuntimeError("a bug"))
+    assert sound.life.is_over
+    assert failed.life.is_over
+    assert (sound.life.has_ended_well, failed.life.has_ended_well) == (True, False)

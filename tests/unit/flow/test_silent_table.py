@@ -17,10 +17,18 @@ class Silent:
         self.key = FlowKey(b"\x0a\0\0\1", number, b"\x0a\0\0\2", 53)
         self.active_at = active_at
         self.told = trio.Event()
-        self.is_ended = False
+        self.is_ended = self.has_run = False
+        self.error: Exception | None = None
 
     async def run(self) -> None:
+        self.has_run = True
         await self.told.wait()
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def has_ended_well(self) -> bool:
+        return self.is_ended and self.error is None
 
     def end(self) -> None:
         self.is_ended = True
@@ -83,19 +91,64 @@ async def test_former_one_with_the_key_makes_way(caplog: pytest.LogCaptureFixtur
         nursery.cancel_scope.cancel()
 
 
-async def test_too_many_whose_tasks_have_not_ended_yet(caplog: pytest.LogCaptureFixture) -> None:
-    """Those that made way count until then: a new one is refused, and when they are done there is room again."""
-    waiting: list[Callable[[], None]] = []
+async def test_none_is_refused_for_those_whose_tasks_have_not_ended(caplog: pytest.LogCaptureFixture) -> None:
+    """Those that have made way do not count, however many of them there are at once."""
     async with trio.open_nursery() as nursery:
-        table: SilentTable[Silent] = SilentTable(nursery, 2, "silent", waiting.append)
-        flows = [Silent(number, active_at=number) for number in range(4)]
-        assert [table.start(flow) for flow in flows] == [True, True, True, False]
-        assert [record.getMessage() for record in caplog.records] == [
-            "limit of 3 silent flows reached, refusing new ones"
-        ]
-        for begin in waiting:
-            begin()
+        table: SilentTable[Silent] = SilentTable(nursery, 2, "silent")
+        flows = [Silent(number, active_at=number) for number in range(50)]
+        assert all(table.start(flow) for flow in flows)
+        assert numbers(table) == [48, 49]
         await wait_all_tasks_blocked()
-        assert table.start(Silent(5, active_at=5))
-        assert numbers(table)[-1] == 5
+        assert numbers(table) == [48, 49]
+        assert not caplog.records
         nursery.cancel_scope.cancel()
+
+
+class TestLater:
+    """Where tasks begin when there is time."""
+
+    async def test_one_that_has_ended_by_then_needs_none(self) -> None:
+        waiting: list[Callable[[], None]] = []
+        async with trio.open_nursery() as nursery:
+            table: SilentTable[Silent] = SilentTable(nursery, 2, "silent", waiting.append)
+            flows = [Silent(number, active_at=number) for number in range(4)]
+            for flow in flows:
+                table.start(flow)
+            flows[2].end()  # by itself: it was answered
+            for begin in waiting:
+                begin()
+            await wait_all_tasks_blocked()
+            assert [flow.has_run for flow in flows] == [False, False, False, True]
+            assert numbers(table) == [3]
+            nursery.cancel_scope.cancel()
+
+    async def test_one_that_has_failed_by_then_is_told_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        waiting: list[Callable[[], None]] = []
+        async with trio.open_nursery() as nursery:
+            table: SilentTable[Silent] = SilentTable(nursery, 2, "silent", waiting.append)
+            flow = Silent(1)
+            table.start(flow)
+            flow.error = ZeroDivisionError("oops")
+            flow.end()
+            (begin,) = waiting
+            begin()
+            await wait_all_tasks_blocked()
+            assert numbers(table) == []
+            (record,) = caplog.records
+            assert "oops" in caplog.text
+            assert record.levelname == "ERROR"
+
+    async def test_one_whose_key_is_anothers_by_then(self) -> None:
+        waiting: list[Callable[[], None]] = []
+        async with trio.open_nursery() as nursery:
+            table: SilentTable[Silent] = SilentTable(nursery, 2, "silent", waiting.append)
+            former, latter = Silent(1), Silent(1)
+            table.start(former)
+            former.end()
+            table.start(latter)
+            for begin in waiting:
+                begin()
+            await wait_all_tasks_blocked()
+            assert table.get(latter.key) is latter
+            assert (former.has_run, latter.has_run) == (False, True)
+            nursery.cancel_scope.cancel()

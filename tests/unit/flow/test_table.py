@@ -67,21 +67,23 @@ async def test_all_flows_are_told_one_by_one() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_flow_that_is_forgotten_counts_until_its_task_is_done() -> None:
-    """And its end does not take away another one that has its key by then."""
+async def test_flow_that_is_forgotten_counts_no_more() -> None:
+    """And its task's end does not take away another one that has its key by then."""
     async with trio.open_nursery() as nursery:
         limit = FlowLimit(10)
         table: FlowTable[StubFlow] = FlowTable(nursery, limit)
         former, latter = StubFlow(1), StubFlow(1)
         table.start(former)
         table.forget(former)
-        assert (len(table), limit.count) == (0, 1)
+        assert (len(table), limit.count) == (0, 0)
         table.start(latter)
         former.end()
         await wait_all_tasks_blocked()
         assert table.get(latter.key) is latter
         assert (len(table), limit.count) == (1, 1)
         latter.end()
+        await wait_all_tasks_blocked()
+        assert (len(table), limit.count) == (0, 0)
 
 
 async def test_task_may_begin_later_than_the_flow() -> None:

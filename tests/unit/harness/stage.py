@@ -308,12 +308,13 @@ class Stage:
         sock.bind(address or (family.local, 0))
         return sock
 
-    def forwards(self, protocol: Protocol, target: int) -> int:
-        """A port of the host that is forwarded to the guest's `target`."""
+    def forwards(self, protocol: Protocol, target: int, address: str | None = None) -> int:
+        """A port of the host, of one address or of all, that is forwarded to the guest's `target`."""
+        bound_to = ip_address(address) if address is not None else None
         for _ in range(100):
             port = random.randrange(20_000, 32_000)
             try:
-                listeners = PortListeners.bind([PortForward(protocol, port, target)])
+                listeners = PortListeners.bind([PortForward(protocol, port, target, bound_to)])
             except StartupError:  # in use
                 continue
             self.opened.callback(listeners.close)

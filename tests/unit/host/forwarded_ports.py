@@ -53,7 +53,8 @@ class Recorder:
         self.connections: list[tuple[socket.socket, Endpoint, int]] = []
         self.datagrams: list[Datagram] = []
         self.datagram_errors: list[tuple[UdpPort, DatagramError]] = []
-        self.error: OSError | None = None
+        self.overflows: list[int] = []
+        self.error: Exception | None = None
         self.is_full = False
         self.callbacks: list[Callable[[], None]] = []
 
@@ -65,6 +66,8 @@ class Recorder:
     def on_datagrams(
         self, port: UdpPort, peer: Endpoint, local: bytes, buffer: memoryview, trains: list[Train]
     ) -> None:
+        if self.error:
+            raise self.error
         self.datagrams += [
             Datagram(port, peer, str(ip_address(local)), bytes(payload))
             for train in trains
@@ -73,6 +76,9 @@ class Recorder:
 
     def on_datagram_error(self, port: UdpPort, error: DatagramError) -> None:
         self.datagram_errors.append((port, error))
+
+    def on_overflow(self, datagrams: int) -> None:
+        self.overflows.append(datagrams)
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)

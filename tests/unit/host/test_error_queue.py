@@ -217,12 +217,17 @@ def test_kernel_itself_is_no_reporter(opened: ExitStack) -> None:
     assert error.is_immediate
 
 
-@pytest.mark.parametrize("name", [None, "", ("203.0.113.5", 0)])
-def test_destination_without_a_port_is_none(opened: ExitStack, name: object) -> None:
-    """An echo has none."""
+@pytest.mark.parametrize("name", [None, ""])
+def test_destination_that_is_not_told(opened: ExitStack, name: object) -> None:
     error = entry_of(opened, FROM_A_ROUTER + ROUTER4, name)
     assert error is not None
     assert error.destination is None
+
+
+def test_destination_of_an_echo_has_no_port(opened: ExitStack) -> None:
+    error = entry_of(opened, FROM_A_ROUTER + ROUTER4, ("203.0.113.5", 0))
+    assert error is not None
+    assert error.destination == Endpoint(bytes((203, 0, 113, 5)), 0)
 
 
 def test_entry_that_is_no_error(opened: ExitStack) -> None:

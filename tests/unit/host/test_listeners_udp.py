@@ -4,12 +4,13 @@ import errno
 import os
 import socket
 from contextlib import ExitStack
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 
 import pytest
 import trio
 from forwarded_ports import Recorder, client, free_port, listening
-from harness.stage import V4, Family
+from harness.own_namespace import has_address
+from harness.stage import V4, V6, Family
 from harness.waiting import eventually
 from trio.testing import wait_all_tasks_blocked
 
@@ -40,7 +41,7 @@ class TestErrors:
     async def test_go_to_the_receiver(self, family: Family) -> None:
         receiver, number = Recorder(), free_port()
         async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
-            port = listeners.udp_port(80, len(family.gateway_packed))
+            port = listeners.udp_port(80, ip_address(family.local).packed)
             assert port is not None
             gone = [gone_client(family) for _ in range(2)]
             for peer in gone:
@@ -55,7 +56,7 @@ class TestErrors:
     async def test_cost_no_datagram(self, family: Family) -> None:
         receiver, number = Recorder(), free_port()
         async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
-            port = listeners.udp_port(80, len(family.gateway_packed))
+            port = listeners.udp_port(80, ip_address(family.local).packed)
             assert port is not None
             with client(family, socket.SOCK_DGRAM, number) as sock:
                 sock.send(b"before")
@@ -67,7 +68,7 @@ class TestErrors:
     async def test_are_nobodys_without_a_guest(self, family: Family) -> None:
         number = free_port()
         async with listening(PortForward(Protocol.UDP, number, 80)) as listeners:
-            port = listeners.udp_port(80, len(family.gateway_packed))
+            port = listeners.udp_port(80, ip_address(family.local).packed)
             assert port is not None
             send_to(port, b"reply", gone_client(family))
             await wait_all_tasks_blocked(0.001)
@@ -91,7 +92,7 @@ def send_to(port: UdpPort, payload: bytes, peer: Endpoint) -> None:
     try:
         port.send([payload], [], peer, source)
     except ConnectionRefusedError:
-        port.on_errors()
+        port.read_errors()
         port.send([payload], [], peer, source)
 
 
@@ -196,36 +197,136 @@ class TestFullReceiver:
                 receiver.is_ready()
 
 
+class TestOverflow:
+    """What the kernel has dropped of a guest's datagrams, since the port's receive buffer was full."""
+
+    FLOOD = 20_000
+
+    async def floods(self, receiver: Recorder, sock: socket.socket) -> int:
+        """Far more than there is room for while nobody reads; how many the guest gets of it."""
+        receiver.is_full = True
+        for _ in range(self.FLOOD):
+            sock.send(bytes(700))
+        await wait_all_tasks_blocked(0.001)
+        receiver.is_ready()
+        await wait_all_tasks_blocked(0.001)
+        datagrams, receiver.datagrams = receiver.datagrams, []
+        assert 0 < len(datagrams) < self.FLOOD
+        return len(datagrams)
+
+    async def test_is_told_when_the_guest_goes(self, family: Family) -> None:
+        receiver, number = Recorder(), free_port()
+        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+            with client(family, socket.SOCK_DGRAM, number) as sock:
+                sock.send(b"x")
+                await receiver.receives(b"x")
+                there = await self.floods(receiver, sock)
+                assert receiver.overflows == []
+                listeners.receiver = None
+                assert receiver.overflows == [self.FLOOD - there]
+
+    async def test_is_that_of_each_guest_by_itself(self) -> None:
+        """And that of no guest is nobody's."""
+        guests, number = [Recorder(), Recorder()], free_port()
+        async with listening(PortForward(Protocol.UDP, number, 80)) as listeners:
+            with client(V4, socket.SOCK_DGRAM, number) as sock:
+                for guest in guests:
+                    for _ in range(self.FLOOD):
+                        sock.send(bytes(700))
+                    await wait_all_tasks_blocked(0.001)
+                    listeners.receiver = guest
+                    sock.send(b"x")
+                    await guest.receives(b"x")
+                    there = await self.floods(guest, sock)
+                    listeners.receiver = None
+                    assert guest.overflows == [self.FLOOD - there]
+
+    async def test_is_not_told_of_ports_that_nobody_sent_to(self) -> None:
+        receiver, numbers = Recorder(), [free_port(), free_port()]
+        forwards = [PortForward(Protocol.UDP, number, 80) for number in numbers]
+        async with listening(*forwards, receiver=receiver) as listeners:
+            with client(V4, socket.SOCK_DGRAM, numbers[0]) as sock:
+                sock.send(b"x")
+                await receiver.receives(b"x")
+            listeners.receiver = None
+            assert receiver.overflows == [0]
+
+
+async def test_receiver_that_has_a_bug_does_not_cost_the_port(family: Family, caplog: pytest.LogCaptureFixture) -> None:
+    """It outlives that guest."""
+    receiver, number = Recorder(), free_port()
+    receiver.error = ZeroDivisionError("oops")
+    async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+        with client(family, socket.SOCK_DGRAM, number) as sock:
+            sock.send(b"lost")
+            await wait_all_tasks_blocked(0.001)
+            receiver.error = None
+            sock.send(b"x")
+            await receiver.receives(b"x")
+    (record,) = caplog.records
+    assert "please report this" in record.getMessage()
+    assert "oops" in caplog.text
+
+
+LOOPBACK, ELSEWHERE = {V4: "127.0.0.1", V6: "::1"}, {V4: "203.0.113.9", V6: "2001:db8:9::9"}
+
+
 class TestUdpPort:
+    """By which forwarded port the guest's port speaks to a remote."""
+
     async def test_is_found_by_its_target(self, family: Family) -> None:
         numbers = [free_port(), free_port()]
         forwards = [PortForward(Protocol.UDP, number, 5000 + index) for index, number in enumerate(numbers)]
         async with listening(*forwards, PortForward(Protocol.TCP, numbers[0], 5002)) as listeners:
-            for index, number in enumerate(numbers):
-                port = listeners.udp_port(5000 + index, len(family.gateway_packed))
-                assert port is not None
-                assert port.target == 5000 + index
-                assert port.socket.family == family.socket_family
-                assert port.socket.getsockname()[1] == number
-            assert listeners.udp_port(5002, len(family.gateway_packed)) is None
+            for remote in (ip_address(LOOPBACK[family]).packed, ip_address(ELSEWHERE[family]).packed):
+                for index, number in enumerate(numbers):
+                    port = listeners.udp_port(5000 + index, remote)
+                    assert port is not None
+                    assert port.target == 5000 + index
+                    assert port.socket.family == family.socket_family
+                    assert port.socket.getsockname()[1] == number
+                assert listeners.udp_port(5002, remote) is None
 
-    async def test_of_one_address_is_not_for_all_remotes(self) -> None:
-        forward = PortForward(Protocol.UDP, free_port(), 5000, IPv4Address("127.0.0.1"))
+    async def test_of_loopback_reaches_loopback_only(self, family: Family) -> None:
+        """What leaves from there is dropped by other machines, and has no way there in the first place."""
+        forward = PortForward(Protocol.UDP, free_port(), 5000, ip_address(LOOPBACK[family]))
         async with listening(forward) as listeners:
-            assert listeners.udp_port(5000, 4) is None
-
-    async def test_first_one_of_two_with_one_target(self) -> None:
-        forwards = [PortForward(Protocol.UDP, free_port(), 5000) for _ in range(2)]
-        async with listening(*forwards) as listeners:
-            port = listeners.udp_port(5000, 4)
+            port = listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed)
             assert port is not None
-            assert port.socket.getsockname()[1] == forwards[0].port
+            assert port.socket.getsockname()[:2] == (LOOPBACK[family], forward.port)
+            assert listeners.udp_port(5000, ip_address(ELSEWHERE[family]).packed) is None
+
+    async def test_of_one_address_elsewhere_does_not_reach_loopback(self, namespace: None, family: Family) -> None:
+        has_address(ELSEWHERE[family])
+        forward = PortForward(Protocol.UDP, free_port(), 5000, ip_address(ELSEWHERE[family]))
+        async with listening(forward) as listeners:
+            assert listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed) is None
+            port = listeners.udp_port(5000, ip_address("192.0.2.7" if family is V4 else "2001:db8:7::7").packed)
+            assert port is not None
+            assert port.socket.getsockname()[0] == ELSEWHERE[family]
+
+    async def test_of_all_addresses_comes_first(self, family: Family) -> None:
+        """Of two of a kind, the first one."""
+        numbers = [free_port() for _ in range(3)]
+        forwards = [
+            PortForward(Protocol.UDP, numbers[0], 5000, ip_address(LOOPBACK[family])),
+            PortForward(Protocol.UDP, numbers[1], 5000),
+            PortForward(Protocol.UDP, numbers[2], 5000, ip_address(LOOPBACK[family])),
+        ]
+        async with listening(*forwards) as listeners:
+            port = listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed)
+            assert port is not None
+            assert port.socket.getsockname()[1] == numbers[1]
+        async with listening(forwards[0], forwards[2]) as listeners:
+            port = listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed)
+            assert port is not None
+            assert port.socket.getsockname()[1] == numbers[0]
 
     @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2", "0.0.0.0"])
     async def test_sends_from_the_address_that_is_asked_for(self, source: str) -> None:
         number = free_port()
         async with listening(PortForward(Protocol.UDP, number, 5000)) as listeners:
-            port = listeners.udp_port(5000, 4)
+            port = listeners.udp_port(5000, ip_address("127.0.0.1").packed)
             assert port is not None
             with client(V4, socket.SOCK_DGRAM, 9) as sock:
                 sock.connect((source if source != "0.0.0.0" else "127.0.0.1", number))

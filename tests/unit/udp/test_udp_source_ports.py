@@ -5,6 +5,7 @@ import os
 import socket
 
 import pytest
+from harness.own_namespace import has_address
 from harness.stage import V4, V6, Family, Stage
 from udp_script import Name, datagram, exchange, free_port, hears, is_asked, port_of, receives
 
@@ -146,3 +147,15 @@ class TestForwardedPort:
         host.sendto(b"hello", (family.local, port))
         await hears(guest, family, b"hello", (port_of(host), self.TARGET))
         assert await exchange(guest, host, family, self.TARGET) == (family.local, port)
+
+    async def test_of_one_address_is_spoken_from_where_it_can_reach(
+        self, namespace: None, guest: Stage, family: Family
+    ) -> None:
+        """That of loopback reaches the host, and nobody else: to others the guest speaks from its own port."""
+        elsewhere = "203.0.113.9" if family is V4 else "2001:db8:9::9"
+        has_address(elsewhere)
+        port = guest.forwards(Protocol.UDP, self.TARGET, family.local)
+        assert await exchange(guest, guest.host_udp(family), family, self.TARGET) == (family.local, port)
+        host = guest.host_udp(family, (elsewhere, 0))
+        guest.sends_packets(datagram(family, self.TARGET, port_of(host), b"request", remote=elsewhere))
+        assert (await receives(host, b"request"))[1] == self.TARGET

@@ -365,3 +365,10 @@ async def test_overflow_of_the_hosts_receive_buffer_is_counted(family: Family) -
         assert heard == sent[: len(heard)]
         await guest.passes(IDLE_S + 1)
         assert guest.session.drops == {"udp: receive buffer of the host full": 3000 - len(heard)}
+
+
+async def test_overflow_of_a_forwarded_ports_receive_buffer_is_counted(guest: Stage) -> None:
+    """When the guest goes; where there was none, there is nothing to count."""
+    for count in (0, 3, 4):
+        guest.dispatcher.on_overflow(count)
+    assert guest.session.drops == {"udp: receive buffer of the host full": 7}
