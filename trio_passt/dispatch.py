@@ -410,7 +410,7 @@ class Dispatcher:
     ) -> None:
         """Datagrams to a forwarded port go to its client's flow, perhaps a new one."""
         flow: UdpFlow | None = self._clients.get((port.target, peer))
-        if isinstance(flow, PortUdp) and not flow.is_over and self._is_where_the_guest_is(flow.key):
+        if isinstance(flow, PortUdp) and not flow.is_over and self._is_where_the_guest_is(flow):
             flow.asked(port, local)
         else:
             flow = self._new_client_flow(port, peer, local, sum(train.datagrams for train in trains))
@@ -418,9 +418,9 @@ class Dispatcher:
             self.find_guest()
             flow.deliver_from_host(buffer, trains)
 
-    def _is_where_the_guest_is(self, key: FlowKey) -> bool:
-        """Whether the guest still has the address that the flow was begun with."""
-        return self._session.guest.address_towards(key.remote) == key.guest
+    def _is_where_the_guest_is(self, flow: PortUdp) -> bool:
+        """Whether the guest still has the address that the flow was begun with; it may have several."""
+        return flow.has_spoken() or self._session.guest.address_towards(flow.key.remote) == flow.key.guest
 
     def _new_client_flow(self, port: UdpPort, peer: Endpoint, local: bytes, datagrams: int) -> UdpFlow | None:
         """For a client that has none by this port; or that of a guest that has spoken to it by a socket of its own.

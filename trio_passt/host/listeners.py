@@ -259,12 +259,11 @@ class PortListeners:
 
     def _receive(self, port: UdpPort) -> None:
         receiver = self._receiver
-        if receiver is not None and receiver.is_full:
-            self._park(port, receiver)
-            return
-        if receiver is not None and port not in self._heard:
+        if receiver is not None:
             self._heard[port] = None
-            port.overflowed = sockets.overflowed_datagrams(port.socket)
+            if receiver.is_full:
+                self._park(port, receiver)
+                return
         try:
             received = self._buffer.read_named(port.socket, SLOTS)
         except BlockingIOError:
@@ -272,7 +271,9 @@ class PortListeners:
         except OSError:  # about an earlier reply
             self.read_errors(port)
             return
-        if receiver is not None:
+        if receiver is None:
+            port.overflowed = sockets.overflowed_datagrams(port.socket)  # nobody's loss
+        else:
             for peer, local, trains in received:
                 receiver.on_datagrams(port, peer, local, self._buffer.view, trains)
 
@@ -301,7 +302,9 @@ class PortListeners:
         heard, self._heard = self._heard, {}
         for port in heard:
             if port.socket.fileno() >= 0:
-                receiver.on_overflow(sockets.overflowed_datagrams(port.socket) - port.overflowed & 0xFFFFFFFF)
+                overflowed = sockets.overflowed_datagrams(port.socket)
+                receiver.on_overflow(overflowed - port.overflowed & 0xFFFFFFFF)
+                port.overflowed = overflowed
 
 
 def _prepare(sock: socket.socket, family: socket.AddressFamily, is_tcp: bool) -> None:

@@ -24,8 +24,8 @@ NO_WAY = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL}
     | {errno.ECONNABORTED, errno.ENOTCONN, errno.EDESTADDRREQ}
 )
-"""Errors of sending at all: from the address that a connected socket has, there is no way to its peer (any more); or it is
-not connected any more (ss(8), -K)."""
+"""Errors of sending at all: from the address that a connected socket has there is no way to its peer (any more); or it
+is not connected any more (ss(8), -K)."""
 
 FORGET_MOST = 1000
 

@@ -61,6 +61,9 @@ log = logging.getLogger("trio_passt.udp")
 IDLE_S = 180.0
 """RFC 4787 section 4.3 asks for more than two minutes, of NATs; whoever is silent for longer opens a new flow."""
 
+ADDRESS_GOOD_FOR_S = 60.0
+"""A guest with several addresses has spoken from this flow's so lately that it is the right one for its client."""
+
 DNS_PORT = 53
 DNS_IDLE_S = 30.0
 """Less than that for a well-known port (RFC 4787, REQ-5 a): a resolver asks again, or another server, after 5 s."""
@@ -101,6 +104,7 @@ class UdpFlow:
         "_life",
         "_questions",
         "_session",
+        "_spoken_at",
         "key",
     )
 
@@ -116,6 +120,7 @@ class UdpFlow:
         self._is_ended = False
         self._has_lost_its_way = False
         self._active_at = trio.current_time()
+        self._spoken_at = float("-inf")
         self._is_for_answers = is_for_answers and key.remote_port == DNS_PORT
         self._idle_s = DNS_IDLE_S if self._is_for_answers else IDLE_S
         self._questions = self._answers = 0
@@ -150,7 +155,7 @@ class UdpFlow:
         try:
             self._last_packet = icmp.quote(run.last)
             self._first_packet = icmp.quote(run.first) if len(run.payloads) > 1 else b""
-            self._active_at = trio.current_time()
+            self._active_at = self._spoken_at = trio.current_time()
             if not self._is_open:
                 self._life.ring()
             if self._life.is_over:
@@ -552,6 +557,10 @@ class PortUdp(UdpFlow):
     def register(self) -> None:
         """It has been started: from now on it is its client's."""
         self._clients[self._port.target, self._client] = self
+
+    def has_spoken(self) -> bool:
+        """Whether the guest has spoken lately, and so is at this flow's address."""
+        return trio.current_time() - self._spoken_at < ADDRESS_GOOD_FOR_S
 
     def asked(self, port: UdpPort, local: bytes) -> None:
         """The client's latest datagram was sent to `port` at this packed host address, so replies come from there."""

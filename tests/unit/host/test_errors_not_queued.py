@@ -24,12 +24,10 @@ ABORTED = f"udp: {os.strerror(errno.ECONNABORTED)}"
 pytestmark = pytest.mark.usefixtures("namespace")
 
 
-def aborted(port: int) -> None:
-    """What an administrator does to the UDP socket of this port."""
-    killed = subprocess.run(
-        ["ss", "-KuanH", "sport", "=", f":{port}"], check=False, capture_output=True, text=True
-    ).stdout
-    if f":{port} " not in killed:
+def aborted(port: int, end: str = "sport") -> None:
+    """What an administrator does to the UDP sockets with this port at one end."""
+    killed = subprocess.run(["ss", "-KuanH", end, "=", f":{port}"], check=False, capture_output=True, text=True).stdout
+    if f":{port} " not in killed.replace("\n", " "):
         pytest.skip("a kernel without CONFIG_INET_DIAG_DESTROY")
 
 
@@ -158,7 +156,7 @@ async def test_abort_is_no_matter_of_other_flows() -> None:
         hosts = [guest.host_udp(V4) for _ in range(2)]
         flows = [await asked(guest, host, V4) for host in hosts]
         assert flows[0] == flows[1]
-        subprocess.run(["ss", "-KuanH", "dport", "=", f":{hosts[0].getsockname()[1]}"], check=False, capture_output=True)
+        aborted(hosts[0].getsockname()[1], "dport")
         await nobody_turns_in_circles()
         assert len(guest.dispatcher.udp) <= 1
         hosts[1].sendto(b"reply", flows[1])

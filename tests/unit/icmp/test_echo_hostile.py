@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+from contextlib import suppress
 from ipaddress import ip_address
 
 import pytest
@@ -14,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_passt.host import error_queue, sockets
 from trio_passt.wire import icmp, ip
-from trio_passt.wire.icmp import Echo
+from trio_passt.wire.icmp import Echo, IcmpType, Icmpv6Type
 from trio_passt.wire.ip import IPProtocol
 
 NEAR = {V4: "192.0.2.1", V6: "2001:db8:8::1"}
@@ -105,6 +106,12 @@ async def test_error_without_an_entry_is_taken_once(
 # -- ways that are lost ------------------------------------------------------------------------------------------------
 
 
+def answers_no_more_for(subnet: str, *, source: str) -> None:
+    """Take back what `answer_for` has done: the host has gone elsewhere."""
+    for gone in (["route", "delete", "local", subnet], ["address", "delete", source]):
+        subprocess.run(["ip", *gone, "dev", "lo"], check=True)
+
+
 @standing_clock
 async def test_ping_goes_on_when_the_host_has_another_address(namespace: None, guest: Stage) -> None:
     """It never rests for a minute, so only the lost way can end the flow, whose socket is where the host was."""
@@ -112,8 +119,7 @@ async def test_ping_goes_on_when_the_host_has_another_address(namespace: None, g
     answer_for(SUBNET[V4], source="192.0.2.1/32")
     guest.sends_packets(request(V4, 9, 1, b"", remote))
     assert await reply(guest, V4, remote) == (9, 1, b"")
-    for gone in (["route", "delete", "local", SUBNET[V4]], ["address", "delete", "192.0.2.1/32"]):
-        subprocess.run(["ip", *gone, "dev", "lo"], check=True)
+    answers_no_more_for(SUBNET[V4], source="192.0.2.1/32")
     answer_for(SUBNET[V4], source="192.0.2.2/32")
     lost = request(V4, 9, 2, b"lost", remote)
     guest.sends_packets(lost)
@@ -133,7 +139,7 @@ async def test_lost_way_costs_the_others_of_the_batch_nothing(namespace: None, g
     answer_for(SUBNET[V4], source="192.0.2.1/32")
     guest.sends_packets(request(V4, 9, 1, b"", remote))
     await reply(guest, V4, remote)
-    subprocess.run(["ip", "route", "delete", "local", SUBNET[V4], "dev", "lo"], check=True)
+    answers_no_more_for(SUBNET[V4], source="192.0.2.1/32")
     lost = [request(V4, 9, sequence, b"lost", remote) for sequence in range(2, 6)]
     guest.sends_packets(*lost)
     assert [(await guest.expects_error()).quoted for _ in lost] == lost
@@ -160,17 +166,28 @@ async def test_an_eighth_of_the_descriptors_is_for_pings(
 
 
 @standing_clock
-async def test_more_new_ones_in_one_batch_than_there_is_room_for_are_all_sent(
-    namespace: None, family: Family
-) -> None:
+async def test_more_new_ones_in_one_batch_than_there_is_room_for_are_all_sent(namespace: None, family: Family) -> None:
     """The first ones make way for the last ones, and no socket or task of theirs is left over."""
     async with on_stage(flow_limit=4) as guest:
+        kernel = guest.opened.enter_context(socket.socket(family.socket_family, socket.SOCK_RAW, PROTOCOL[family]))
         await guest.settles()
         tasks = trio.lowlevel.current_statistics().tasks_living
-        guest.sends_packets(*(request(family, identifier, 1, b"data") for identifier in range(40)))
-        got = [(await reply(guest, family))[0] for _ in range(4)]
-        assert got == [36, 37, 38, 39]
+        guest.sends_packets(*(request(family, identifier, 1, b"data") for identifier in range(1, 41)))
+        assert [(await reply(guest, family))[0] for _ in range(4)] == [37, 38, 39, 40]
+        assert identifiers_asked(kernel, family) == set(range(1, 41))
         await guest.settles()
         assert len(guest.dispatcher.echo) == 4
         assert trio.lowlevel.current_statistics().tasks_living == tasks + 4
         assert not guest.session.drops
+
+
+def identifiers_asked(kernel: socket.socket, family: Family) -> set[int]:
+    """Those of the echo requests that have reached the kernel's own side."""
+    found = set()
+    with suppress(BlockingIOError):
+        while True:
+            packet = kernel.recv(1000, socket.MSG_DONTWAIT)
+            message = packet[20:] if family is V4 else packet
+            if message[0] in (IcmpType.ECHO, Icmpv6Type.ECHO_REQUEST):
+                found.add(int.from_bytes(message[4:6], "big"))
+    return found

@@ -1,4 +1,4 @@
-"""A connection that is over leaves nobody behind in the link's queue, which a guest that does not read never empties."""
+"""A connection that is over leaves nobody in the link's queue, which a guest that does not read never empties."""
 
 import pytest
 from harness.noise import noise

@@ -1,4 +1,4 @@
-"""Ports that are forwarded at one address of the host only (`-u ADDRESS/PORT`), and what a port's buffer does not hold."""
+"""Ports that are forwarded at one address of the host only (`-u ADDRESS/PORT`); and what a port's buffer has lost."""
 
 import random
 import socket

@@ -56,9 +56,8 @@ def answers(guest: Stage, family: Family, client: tuple[str, int], payload: byte
 @pytest.mark.parametrize("offset", [0, 0xFFF8])
 async def test_fragment_that_cannot_be_right_is_told_however_long_it_is(guest: Stage, size: int, offset: int) -> None:
     """Longer than what an error can quote of it, too; the session goes on."""
-    header = ipv6.IPv6Header(
-        V6.guest_packed, V6.gateway_packed, IPProtocol.UDP, more_fragments=True, fragment_offset=offset, identification=7
-    )
+    ends = (V6.guest_packed, V6.gateway_packed)
+    header = ipv6.IPv6Header(*ends, IPProtocol.UDP, more_fragments=True, fragment_offset=offset, identification=7)
     sent = ipv6.emit(header, size) + bytes(size)
     guest.sends_packets(sent, datagram(V6, 5000, 9, b"the next one of this batch"))
     told = [await guest.expects_error() for _ in range(2)]
@@ -270,9 +269,7 @@ async def test_guest_that_changes_its_address_is_reached_by_clients_that_never_r
         client.sendto(b"still there?", (family.local, port))
         seen = await guest.expects_datagram()
         assert (seen.destination, seen.payload) == (now, b"still there?")
-        guest.sends_packets(
-            datagram(family, TARGET, seen.source_port, b"yes", source=now, remote=seen.source)
-        )
+        guest.sends_packets(datagram(family, TARGET, seen.source_port, b"yes", source=now, remote=seen.source))
         assert await received(client) == (b"yes", (family.local, port))
         await guest.passes(IDLE_S - 1)
 
@@ -361,6 +358,12 @@ async def test_datagram_to_a_group_is_answered_from_an_address_of_the_hosts(
     assert not guest.session.drops
 
 
+def answers_no_more_for(subnet: str, *, source: str) -> None:
+    """Take back what `answer_for` has done: the host has gone elsewhere."""
+    for gone in (["route", "delete", "local", subnet], ["address", "delete", source]):
+        subprocess.run(["ip", *gone, "dev", "lo"], check=True)
+
+
 async def test_guest_finds_another_way_when_the_host_has_another_address(namespace: None, guest: Stage) -> None:
     """It goes on sending, so silence never ends the flow, whose socket is still where the host was."""
     (_, _, remote), subnet = ELSEWHERE[V4], SUBNET[V4]
@@ -368,8 +371,7 @@ async def test_guest_finds_another_way_when_the_host_has_another_address(namespa
     host = guest.host_udp(V4, (remote, 9000))
     guest.sends_packets(datagram(V4, 5000, 9000, b"before", remote=remote))
     assert await receives(host, b"before") == ("192.0.2.1", 5000)
-    for gone in (["route", "delete", "local", subnet], ["address", "delete", "192.0.2.1/32"]):
-        subprocess.run(["ip", *gone, "dev", "lo"], check=True)
+    answers_no_more_for(subnet, source="192.0.2.1/32")
     answer_for(subnet, source="192.0.2.2/32")
     lost = datagram(V4, 5000, 9000, b"lost", remote=remote)
     guest.sends_packets(lost)
@@ -413,4 +415,3 @@ async def test_refusal_ends_no_flow(guest: Stage, family: Family) -> None:
     await guest.settles()
     assert flows(guest) == 1
     assert await is_asked(guest, guest.host_udp(family, name), family) == flow
-
