@@ -80,12 +80,20 @@ def test_a_second_guest_is_turned_away_and_the_first_goes_on(guest: Guest, daemo
     assert "10 received, 0% packet loss" in under_way.result().check().stdout
 
 
+def _written(pid_file: Path) -> str:
+    """What is in it, as soon as there is something: in the foreground it is written when the socket listens already."""
+    deadline = time.monotonic() + 2
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return pid_file.read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_ends_it_cleanly(topology: Topology, own_directory: Path, number: signal.Signals) -> None:
     pid_file = own_directory / "pid"
     with Daemon(topology.host, own_directory, "-P", str(pid_file)) as daemon:
         daemon.wait_ready()
-        assert pid_file.read_text() == f"{daemon.process.pid}\n"
+        assert _written(pid_file) == f"{daemon.process.pid}\n"
         with RawGuest(daemon.socket_path) as guest:
             assert _is_answered(guest)
             assert daemon.stop(number) == 0
