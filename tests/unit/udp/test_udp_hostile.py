@@ -30,6 +30,9 @@ PREFIX_LENGTH = {V4: 32, V6: 128}
 SUBNET = {V4: "203.0.113.0/24", V6: "2001:db8:8::/64"}
 """That of the last one."""
 
+OTHER_ADDRESS = {V4: "198.51.100.77", V6: "2001:db8:1:2::77"}
+"""Of the guest."""
+
 Interface = int
 
 
@@ -262,7 +265,7 @@ async def test_guest_that_changes_its_address_is_reached_by_clients_that_never_r
     client = guest.host_udp(family)
     client.sendto(b"hello", (family.local, port))
     assert (await guest.expects_datagram()).destination == family.guest
-    now = "198.51.100.77" if family is V4 else "2001:db8:1:2::77"
+    now = OTHER_ADDRESS[family]
     guest.sends_packets(datagram(family, 1, port_of(client), b"here I am", source=now))
     await received(client)
     for _ in range(3):
@@ -272,6 +275,31 @@ async def test_guest_that_changes_its_address_is_reached_by_clients_that_never_r
         guest.sends_packets(datagram(family, TARGET, seen.source_port, b"yes", source=now, remote=seen.source))
         assert await received(client) == (b"yes", (family.local, port))
         await guest.passes(IDLE_S - 1)
+
+
+async def test_guest_with_two_addresses_is_answered_where_it_has_asked(guest: Stage, family: Family) -> None:
+    """IPv6 gives it several; by the other one some program of the guest's speaks meanwhile."""
+    port = guest.forwards(Protocol.UDP, TARGET)
+    host = guest.host_udp(family)
+    answers(guest, family, (family.gateway, port_of(host)), b"request")
+    assert await receives(host, b"request") == (family.local, port)
+    guest.sends_packets(datagram(family, 1, port_of(host), b"another program", source=OTHER_ADDRESS[family]))
+    await received(host)
+    host.sendto(b"reply", (family.local, port))
+    await hears(guest, family, b"reply", (port_of(host), TARGET))
+
+
+async def test_guest_with_two_addresses_is_asked_where_it_answers(guest: Stage, family: Family) -> None:
+    """A client goes on talking to the server that it has found, not to whoever spoke last."""
+    port = guest.forwards(Protocol.UDP, TARGET)
+    client = guest.host_udp(family)
+    for number in range(3):
+        client.sendto(b"request %d" % number, (family.local, port))
+        await hears(guest, family, b"request %d" % number, (port_of(client), TARGET))
+        answers(guest, family, (family.gateway, port_of(client)), b"reply")
+        assert await receives(client, b"reply") == (family.local, port)
+        guest.sends_packets(datagram(family, 1, port_of(client), b"another program", source=OTHER_ADDRESS[family]))
+        await received(client)
 
 
 async def test_flow_that_could_not_be_started_has_no_client(
