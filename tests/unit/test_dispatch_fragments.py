@@ -114,6 +114,7 @@ class TestDatagrams:
         assert found.count(large) == 1
         assert len(guest.dispatcher.udp) == 1
 
+    @pytest.mark.interpreted
     async def test_hop_limit_is_the_first_ones(
         self, guest: Stage, family: Family, monkeypatch: pytest.MonkeyPatch
     ) -> None:

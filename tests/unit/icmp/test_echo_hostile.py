@@ -152,6 +152,7 @@ async def test_lost_way_costs_the_others_of_the_batch_nothing(namespace: None, g
 
 @standing_clock
 @pytest.mark.parametrize(("descriptors", "most"), [(64, 8), (80, 10)])
+@pytest.mark.interpreted
 async def test_an_eighth_of_the_descriptors_is_for_pings(
     namespace: None, monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int
 ) -> None:

@@ -302,6 +302,7 @@ async def test_guest_with_two_addresses_is_asked_where_it_answers(guest: Stage, 
         await received(client)
 
 
+@pytest.mark.interpreted
 async def test_flow_that_could_not_be_started_has_no_client(
     guest: Stage, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +318,7 @@ async def test_flow_that_could_not_be_started_has_no_client(
     assert flows(guest) == 1
 
 
+@pytest.mark.interpreted
 async def test_guests_own_flow_that_could_not_be_started_has_no_remote(
     guest: Stage, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

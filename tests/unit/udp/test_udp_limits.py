@@ -24,6 +24,7 @@ def ports_of_flows(guest: Stage) -> list[int]:
 
 
 @pytest.mark.parametrize(("descriptors", "most"), [(16, 8), (41, 20)])
+@pytest.mark.interpreted
 async def test_half_of_the_descriptors_is_for_udp(monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int) -> None:
     """However many flows there may be: the others need some, too."""
     monkeypatch.setattr(sockets, "descriptor_limit", lambda: descriptors)
