@@ -55,7 +55,7 @@ WAITING_REPLIES = 64
 """Of services, for a link that others have filled; whoever is not answered asks again."""
 
 OTHER_PORTS = 64
-"""How many others are tried when a host-local peer's port is taken at the address that it has for the guest."""
+"""How many others are tried when a peer's port is taken at the address that it has for the guest."""
 
 _NEIGHBOUR_DISCOVERY = frozenset({Icmpv6Type.ROUTER_SOLICITATION, Icmpv6Type.NEIGHBOR_SOLICITATION})
 _QUIETLY_IGNORED = frozenset(
@@ -164,13 +164,17 @@ class Dispatcher:
         if self._take_plain(run.mac, run.ends, run.segment, times):
             return
         source, _, destination, _ = run.ends
-        if not (self._network.ipv4 if len(source) == 4 else self._network.ipv6):
+        if not self._has_family(source):
             self._drops["address family is off"] += run.frames
             return
         self._session.guest.learn_mac(run.mac)
         self._session.guest.learn_address(source)
         for _ in range(times):
             self._take_segment(source, destination, run.segment)
+
+    def _has_family(self, address: bytes) -> bool:
+        """Whether the guest has the family of this packed address."""
+        return (self._network.ipv4 if len(address) == 4 else self._network.ipv6) is not None
 
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv4.parse(packet)
@@ -307,7 +311,7 @@ class Dispatcher:
     def _take_datagrams(self, run: JoinedDatagrams) -> None:
         flow = self.udp.get(run.ends)
         if flow is None or flow.is_over or run.mac != self._session.guest.mac:
-            if not (self._network.ipv4 if len(run.ends[0]) == 4 else self._network.ipv6):
+            if not self._has_family(run.ends[0]):
                 self._drops["address family is off"] += len(run.payloads)
                 return
             self._session.guest.learn_mac(run.mac)

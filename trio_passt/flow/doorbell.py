@@ -1,4 +1,4 @@
-"""How a task that sleeps is woken by those who do not: by the guest, by its host socket, or by the link."""
+"""How a task that sleeps is woken by those who do not: the task of a flow's life (`life`), by whoever resumes it."""
 
 import trio
 
@@ -37,9 +37,3 @@ class Doorbell:
 
         await trio.lowlevel.wait_task_rescheduled(forget)
         self._rung = False
-
-    async def wait_until(self, deadline: float) -> bool:
-        """Sleep until rung, or until Trio's clock shows `deadline`: false if nobody rang before."""
-        with trio.move_on_at(deadline) as silence:
-            await self.wait()
-        return not silence.cancelled_caught

@@ -2,8 +2,7 @@
 
 A flow's expected errors (the peer resets, the host has no route) are its own business: it tells both sides and ends.
 What escapes from a flow is a bug; it ends that flow, which tells the guest if it can, with one log line, and nothing
-else.
-Cancellation is the guest session's end.
+else.  Cancellation is the guest session's end.
 """
 
 import heapq

@@ -278,7 +278,7 @@ class PortListeners:
                 receiver.on_datagrams(port, peer, local, self._buffer.view, trains)
 
     def read_errors(self, port: UdpPort) -> bool:
-        """Tell what the network said about datagrams that were sent through this port; see `UdpPort.on_errors`."""
+        """Tell what the network said about datagrams that were sent through this port; see `UdpPort.read_errors`."""
         errors = error_queue.read_all(port.socket)
         for error in errors:
             if self._receiver is not None:

@@ -28,6 +28,7 @@ NO_WAY = frozenset(
 is not connected any more (ss(8), -K)."""
 
 FORGET_MOST = 1000
+"""Datagrams that a new socket has heard before it was connected; whoever sends more than that in a moment is let in."""
 
 SO_PEEK_OFF, SO_MEMINFO = 42, 55  # asm-generic/socket.h; not in Python's socket module
 _MEMINFO_BYTES, _MEMINFO_DROPS_AT = 36, 32

@@ -101,7 +101,7 @@ class EchoFlow:
         self._life.ring()
 
     def end(self) -> None:
-        """End it now: there have to be fewer."""
+        """End it now, on the spot."""
         self._is_ended = True
         self._life.ring()
 

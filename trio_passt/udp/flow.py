@@ -188,7 +188,7 @@ class UdpFlow:
         report_error(self._session, remote, guest, error, self._packet_with(error.quoted))
 
     def end(self) -> None:
-        """End it now: there have to be fewer."""
+        """End it now, on the spot."""
         self._is_ended = True
         self._life.ring()
 
@@ -208,7 +208,7 @@ class UdpFlow:
         finally:
             if self._is_queued:
                 self._session.link.forget(self._on_room)
-            self._session.datagrams.give_back(sum(run.count * run.stride for run in self._kept))
+            self._session.datagrams.give_back(_bytes_of(self._kept))
             self._kept.clear()
             self._close()
 
@@ -322,13 +322,9 @@ class UdpFlow:
         """Frame the datagrams that are there in `buffer`; what the link does not take now is kept."""
         session = self._session
         runs = self._current_headers().frames(buffer, trains, session.identifications)
-        frames = size = 0
-        for run in runs:
-            frames += run.count
-            size += run.count * run.stride
-        for train in trains:
-            self._answers += train.datagrams
-        session.readiness.moved(size)
+        frames = sum(run.count for run in runs)
+        self._answers += sum(train.datagrams for train in trains)
+        session.readiness.moved(_bytes_of(runs))
         taken = 0 if self._kept else session.link.send(runs)
         if taken < frames:
             self._keep(framing.remaining(runs, taken))
@@ -357,8 +353,7 @@ class UdpFlow:
     def _send_kept(self) -> None:
         taken = self._session.link.send(self._kept)
         left = framing.remaining(self._kept, taken)
-        freed = sum(run.count * run.stride for run in self._kept) - sum(run.count * run.stride for run in left)
-        self._session.datagrams.give_back(freed)
+        self._session.datagrams.give_back(_bytes_of(self._kept) - _bytes_of(left))
         self._kept = left
         if left:
             self._wait_for_room()
@@ -586,6 +581,10 @@ class PortUdp(UdpFlow):
 
     def _use_hop_limit(self, hop_limit: int) -> None:
         pass
+
+
+def _bytes_of(runs: list[FrameRun]) -> int:
+    return sum(run.count * run.stride for run in runs)
 
 
 def _hop_limit_of_one(address_bytes: int, hop_limit: int) -> tuple[int, int, bytes]:

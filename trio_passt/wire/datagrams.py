@@ -57,7 +57,7 @@ class Train(NamedTuple):
 class UdpHeaders:
     """The headers of all datagrams that go to the guest in one flow.
 
-    Addresses are packed, both of one family; `source` is the remote as the guest sees it.  `largest_bytes` is the
+    Addresses are packed, both of one family; they come from the remote as the guest sees it.  `largest_bytes` is the
     largest payload that is not fragmented.
     """
 

@@ -68,10 +68,3 @@ async def test_wait_is_a_checkpoint_when_a_ring_was_remembered() -> None:
         scope.cancel()
         await bell.wait()
     assert scope.cancelled_caught
-
-
-async def test_wait_until_tells_whether_somebody_rang() -> None:
-    bell = Doorbell()
-    bell.ring()
-    assert await bell.wait_until(trio.current_time() + 5)
-    assert not await bell.wait_until(trio.current_time())
