@@ -29,6 +29,11 @@ class GuestIPv4:
     gateway: IPv4Address
     interface: str | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether this is local mode: the host has no network yet, and may have one soon."""
+        return self.interface is None
+
 
 @frozen
 class GuestIPv6:
@@ -44,6 +49,11 @@ class GuestIPv6:
     prefix_length: int
     gateway: IPv6Address
     interface: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is local mode, as of IPv4."""
+        return self.interface is None
 
 
 @frozen
@@ -69,11 +79,37 @@ class DnsForward:
 
 
 @frozen
+class NetworkBoot:
+    """Where a guest that boots from the network finds its program: `file` is a path for TFTP, or a URL.
+
+    `server` is the next server's address (`None`: the gateway's, which is the host's loopback), `server_name` its name.
+    All are printable ASCII; `file` has 127 characters at most, and `server_name` 63.
+    """
+
+    file: str
+    server_name: str = ""
+    server: IPv4Address | None = None
+
+
+@frozen
+class Former:
+    """What the guest was told before the host's network changed, and may go by until it asks again.
+
+    `on_host`: the host still has this address, so that the guest may keep it, with the connections that it has.
+    """
+
+    guest: GuestIPv4 | GuestIPv6
+    on_host: bool
+
+
+@frozen
 class GuestNetwork:
     """The network that the guest sees; `None` for a family means that this family is off.
 
     `mtu_bytes` is the largest IP packet on the link; 0 means: tell the guest nothing (the link still takes
-    65520).
+    65520).  `hostname` and `fqdn` are names for the guest (`None`: it is told none), without a dot at their end.
+    `ipv6_offline`: the host has no default route of IPv6 any more, and so the guest has no default router.
+    `former`, the latest first, is what held before the host's network changed.
     """
 
     ipv4: GuestIPv4 | None = None
@@ -82,6 +118,11 @@ class GuestNetwork:
     mtu_bytes: int = DEFAULT_MTU_BYTES
     host_mac: bytes = HOST_MAC
     dns_forwards: tuple[DnsForward, ...] = ()
+    hostname: str | None = None
+    fqdn: str | None = None
+    boot: NetworkBoot | None = None
+    ipv6_offline: bool = False
+    former: tuple[Former, ...] = ()
 
     @property
     def link_mtu_bytes(self) -> int:
