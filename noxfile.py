@@ -27,7 +27,7 @@ def types(session: nox.Session) -> None:
     """Static types: the package, and the test harness."""
     session.install(".[types,test]", "nox")
     session.run("mypy")
-    session.run("mypy", "tests/integration", "tests/guest", "tests/bench")
+    session.run("mypy", "tests/integration", "tests/guest", "tests/bench", "tests/kernel")
 
 
 @nox.session
@@ -72,6 +72,13 @@ def _install_compiled(session: nox.Session, extras: str) -> None:
     settings = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "1", "HATCH_BUILD_CLEAN_HOOKS_AFTER": "1"}
     session.install(f".[{extras}]", env=settings)
     session.run("python", "-P", "-c", "import sys, trio_passt.tcp.seq as it; sys.exit(it.__file__.endswith('.py'))")
+
+
+@nox.session(default=False)
+def kernel(session: nox.Session) -> None:
+    """A guest whose kernel configures itself (`ip=dhcp`): builds that kernel first, for 5 minutes. Needs root."""
+    session.install(".[test]")
+    session.run("pytest", "-p", "no:cacheprovider", *(session.posargs or ["tests/kernel"]))
 
 
 @nox.session

@@ -108,8 +108,10 @@ class GuestNetwork:
 
     `mtu_bytes` is the largest IP packet on the link; 0 means: tell the guest nothing (the link still takes
     65520).  `hostname` and `fqdn` are names for the guest (`None`: it is told none), without a dot at their end.
-    `ipv6_offline`: the host has no default route of IPv6 any more, and so the guest has no default router.
-    `former`, the latest first, is what held before the host's network changed.
+    `nameservers` are where questions go that the guest has for a nameserver at one of our addresses: addresses of the
+    host's side, at most one of a family.  Offline: the host had a default route of this family and has none any more;
+    for IPv6, the guest then has no default router.  `former`, the latest first, is what held before the host's network
+    changed, and `former_dns_forwards` are for nameservers that the guest was told then.
     """
 
     ipv4: GuestIPv4 | None = None
@@ -121,13 +123,34 @@ class GuestNetwork:
     hostname: str | None = None
     fqdn: str | None = None
     boot: NetworkBoot | None = None
+    nameservers: tuple[IPv4Address | IPv6Address, ...] = ()
+    ipv4_offline: bool = False
     ipv6_offline: bool = False
     former: tuple[Former, ...] = ()
+    former_dns_forwards: tuple[DnsForward, ...] = ()
 
     @property
     def link_mtu_bytes(self) -> int:
         """The largest IP packet that may be sent to the guest."""
         return self.mtu_bytes or DEFAULT_MTU_BYTES
+
+
+@frozen
+class Wishes:
+    """What the operator asked for about the guest's network, whatever the host's is at the moment.
+
+    `dns_forwards` are addresses at which the guest finds the host's nameserver, `dns_hosts` that nameserver in place of
+    the first one of resolv.conf: each at most one of a family.
+    """
+
+    ipv4: bool = True
+    ipv6: bool = True
+    mtu_bytes: int = DEFAULT_MTU_BYTES
+    hostname: str | None = None
+    fqdn: str | None = None
+    boot: NetworkBoot | None = None
+    dns_forwards: tuple[IPv4Address | IPv6Address, ...] = ()
+    dns_hosts: tuple[IPv4Address | IPv6Address, ...] = ()
 
 
 class Protocol(Enum):
@@ -173,6 +196,7 @@ class Config:
     """The whole configuration: the product of `cli` and of the host's discovered network.
 
     `flow_limit` is how many TCP connections a guest may have; UDP and echo have lower limits of their own (`dispatch`).
+    `network` is what `wishes` come to with the host as it is at start.
     """
 
     network: GuestNetwork
@@ -184,3 +208,4 @@ class Config:
     pid_file: Path | None = None
     log_level: LogLevel = LogLevel.INFO
     flow_limit: int = 65536
+    wishes: Wishes = Wishes()

@@ -3,6 +3,7 @@
 root nursery
 ├─ signals                  SIGTERM, SIGINT, SIGQUIT, SIGHUP end everything in order
 ├─ port listeners           one task for all forwarded ports
+├─ host follower            tells when the host's network changes
 └─ guests, one after the other
    ├─ door                  turns away a second one meanwhile
    └─ guest session         a nursery for all that one guest connection owns; the guest goes, it is cancelled
@@ -25,22 +26,26 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import trio
+from attrs import define, field, frozen
 
 from trio_passt.config import Config, GuestNetwork, PortForward
 from trio_passt.dispatch import Dispatcher
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.session import Session
 from trio_passt.flow.translate import AddressMap
+from trio_passt.host.follow import follow
+from trio_passt.host.guest_network import afresh
 from trio_passt.host.listeners import PortListeners
 from trio_passt.host.queue import SCRATCH_BYTES
 from trio_passt.host.readiness import READABLE, Readiness
+from trio_passt.host.watch import HostWatch
 from trio_passt.icmp.flow import check_permission as check_ping_permission
 from trio_passt.link.base import Link, LinkClosed
 from trio_passt.link.capture import Capture, CapturingLink, open_capture
 from trio_passt.link.listener import GuestListener, from_fd, listen
 from trio_passt.link.stream import StreamLink
+from trio_passt.responder import Responder
 from trio_passt.services import ndp
-from trio_passt.wire import frames
 
 log = logging.getLogger("trio_passt")
 
@@ -50,10 +55,38 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """Watched before anything is opened, so that there is no moment at which one of them leaves a socket's file behind."""
 
 
-async def run(config: Config, *, on_ready: OnReady) -> None:
+@define(eq=False)
+class Current:
+    """What is served: a guest's network, which may change, and the guest session that is there to be told."""
+
+    network: GuestNetwork
+    responder: Responder | None = None
+    changed: trio.Event = field(factory=trio.Event)
+
+    def change(self, network: GuestNetwork) -> None:
+        """The host's network is another now."""
+        self.network = network
+        if self.responder is not None:
+            self.responder.change(network)
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+@frozen
+class Serving:
+    """What all guests are served with."""
+
+    config: Config
+    current: Current
+    listeners: PortListeners
+    capture: Capture | None = None
+
+
+async def run(config: Config, *, on_ready: OnReady, watch: HostWatch | None = None) -> None:
     """Open everything, call `on_ready`, serve guests until the end.
 
-    `on_ready` gets the socket's path (None with a connected one) and the forwards that could be bound.  Returns after
+    `on_ready` gets the socket's path (None with a connected one) and the forwards that could be bound.  `watch` tells
+    of changes of the host's network since before it was read for `config`; without it, none is followed.  Returns after
     SIGTERM, SIGINT, SIGQUIT or SIGHUP, and when the only guest has gone (`one_off`, or a connected descriptor).
     Raises StartupError if something can't be opened; everything that was opened is closed again in any case.
     """
@@ -74,10 +107,13 @@ async def run(config: Config, *, on_ready: OnReady) -> None:
         async with trio.open_nursery() as root:
             root.start_soon(end_on_signal, signals, root.cancel_scope)
             root.start_soon(listeners.run)
+            serving = Serving(config, Current(config.network), listeners, capture)
+            if watch is not None:
+                root.start_soon(follow_host, watch, serving)
             if only_guest is not None:
-                await serve_guest(only_guest, config, listeners, capture)
+                await serve_guest(only_guest, serving)
             elif door is not None:
-                await serve_guests(door, config, listeners, capture)
+                await serve_guests(door, serving)
             root.cancel_scope.cancel()
 
 
@@ -88,7 +124,17 @@ async def end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScop
         everything.cancel()
 
 
-async def serve_guests(door: GuestListener, config: Config, listeners: PortListeners, capture: Capture | None) -> None:
+async def follow_host(watch: HostWatch, serving: Serving) -> None:
+    """The host's network changes: forwarded ports are bound in a family that is new, and the guest is told."""
+
+    def on_change(network: GuestNetwork) -> None:
+        serving.listeners.add_families(_families(network))
+        serving.current.change(network)
+
+    await follow(watch, serving.config.wishes, serving.config.network, on_change)
+
+
+async def serve_guests(door: GuestListener, serving: Serving) -> None:
     """One guest at a time, one after the other; with `one_off` the first is the last."""
     waiting: list[StreamLink] = []
     try:
@@ -97,9 +143,9 @@ async def serve_guests(door: GuestListener, config: Config, listeners: PortListe
             log.info("guest connected")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(turn_away, door, link, waiting)
-                await serve_guest(link, config, listeners, capture)
+                await serve_guest(link, serving)
                 nursery.cancel_scope.cancel()
-            if config.one_off:
+            if serving.config.one_off:
                 return
     finally:
         for link in waiting:
@@ -121,10 +167,10 @@ async def turn_away(door: GuestListener, guest: StreamLink, waiting: list[Stream
             log.warning("refused a second guest: one is connected already")
 
 
-async def serve_guest(link: Link, config: Config, listeners: PortListeners, capture: Capture | None) -> None:
+async def serve_guest(link: Link, serving: Serving) -> None:
     """One guest session, from its connection to its end; without descriptors for it, its end comes at once."""
-    if capture is not None:
-        link = CapturingLink(link, capture)
+    if serving.capture is not None:
+        link = CapturingLink(link, serving.capture)
     with ExitStack() as opened:
         opened.callback(link.close)
         try:
@@ -133,7 +179,7 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
             log.error("can't serve the guest: %s", error.strerror)
             return
         opened.callback(readiness.close)
-        network = config.network
+        network = afresh(serving.current.network)
         session = Session(
             link=link,
             network=network,
@@ -145,18 +191,23 @@ async def serve_guest(link: Link, config: Config, listeners: PortListeners, capt
             secret=secrets.token_bytes(32),
         )
         async with trio.open_nursery() as nursery:
-            dispatcher = Dispatcher(session, nursery, config.flow_limit, listeners)
+            dispatcher = Dispatcher(session, nursery, serving.config.flow_limit, serving.listeners)
+            responder = dispatcher.responder
             nursery.start_soon(link.run)
             nursery.start_soon(readiness.run)
-            nursery.start_soon(advertise_router, link, network)
+            nursery.start_soon(advertise_router, responder, serving.current)
             nursery.start_soon(dispatcher.fragments.run)
-            listeners.receiver = dispatcher
+            serving.listeners.receiver, serving.current.responder = dispatcher, responder
             try:
                 await own_frames(link, dispatcher, readiness)
             except LinkClosed as closed:
                 log.info("guest gone: %s", closed)
+            except trio.Cancelled:
+                responder.farewell()
+                raise
             finally:
-                listeners.receiver = None  # before the nursery closes, which takes no more flows then
+                serving.current.responder = None
+                serving.listeners.receiver = None  # before the nursery closes, which takes no more flows then
             nursery.cancel_scope.cancel()
         for reason, count in session.drops.most_common():
             log.debug("dropped: %s: %d", reason, count)
@@ -167,7 +218,7 @@ async def own_frames(link: Link, dispatcher: Dispatcher, readiness: Readiness) -
 
     A link's descriptor is watched together with the host's sockets, since what comes from one side goes to the other.
     """
-    dispatcher.find_guest()
+    dispatcher.responder.find_guest()
     descriptor = link.fileno()
     if descriptor is None:
         while True:
@@ -194,13 +245,18 @@ async def own_frames(link: Link, dispatcher: Dispatcher, readiness: Readiness) -
     raise reasons[0]
 
 
-async def advertise_router(link: Link, network: GuestNetwork) -> None:
-    """Unsolicited router advertisements (RFC 4861 section 6.2.4); one that a full link does not take is left out."""
+async def advertise_router(responder: Responder, current: Current) -> None:
+    """Unsolicited router advertisements (RFC 4861 section 6.2.4): the first few follow soon, also after a change."""
     sent = 0
-    while network.ipv6 is not None:
-        await trio.sleep(ndp.next_interval_s(sent, random.random()))
-        link.send([frames.single(ndp.advertisement(network))])
-        sent += 1
+    while True:
+        changed = current.changed
+        with trio.move_on_after(ndp.next_interval_s(sent, random.random())):
+            await changed.wait()
+        if changed.is_set():
+            sent = 0
+        else:
+            responder.advertise_router()
+            sent += 1
 
 
 def _families(network: GuestNetwork) -> list[int]:

@@ -25,11 +25,11 @@ from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.listeners import UdpPort
 from trio_passt.icmp.flow import EchoFlow, EchoRequest
-from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
+from trio_passt.responder import Responder
 from trio_passt.tcp.flow import TcpFlow
 from trio_passt.udp.flow import Clients, OutboundUdp, PortUdp, UdpFlow
 from trio_passt.udp.source_ports import SourcePorts
-from trio_passt.wire import ethernet, frames, icmp, ipv4, ipv6, plain, tcp, udp
+from trio_passt.wire import ethernet, icmp, ipv4, ipv6, plain, tcp, udp
 from trio_passt.wire.coalesce import JoinedDatagrams, JoinedSegments, coalesce
 from trio_passt.wire.datagrams import Train
 from trio_passt.wire.errors import MalformedPacket
@@ -42,17 +42,10 @@ from trio_passt.wire.tcp import TcpSegment
 
 log = logging.getLogger("trio_passt.dispatch")
 
-DHCP_SERVER_PORT = plain.DHCP_SERVER_PORT.to_bytes(2, "big")
-DHCPV6_SERVER_PORT = plain.DHCPV6_SERVER_PORT.to_bytes(2, "big")
-"""As they stand in a UDP header, bytes 2 and 3."""
-
 UDP_FLOWS = 16384
 ECHO_FLOWS = 1024
 """Anybody can open these, and they end only by silence: so they have limits of their own, below that of TCP's, and
 three eighths of the descriptors are left to others (each of these has one)."""
-
-WAITING_REPLIES = 64
-"""Of services, for a link that others have filled; whoever is not answered asks again."""
 
 OTHER_PORTS = 64
 """How many others are tried when a peer's port is taken at the address that it has for the guest."""
@@ -80,7 +73,6 @@ class Dispatcher:
 
     def __init__(self, session: Session, nursery: trio.Nursery, flow_limit: int, ports: ForwardedPorts) -> None:
         self._session = session
-        self._network = session.network
         self._ports = ports
         self._drops: Counter[str] = session.drops
         later = session.readiness.later
@@ -93,11 +85,10 @@ class Dispatcher:
         self.udp: SilentTable[UdpFlow] = SilentTable(nursery, most_udp, "UDP", later)
         self.echo: SilentTable[EchoFlow] = SilentTable(nursery, most_echo, "echo", later)
         self.fragments = Fragments(session)
+        self.responder = Responder(session)
         self._source_ports = SourcePorts()
         self._clients: Clients = {}
-        self._server_duid = dhcpv6.server_duid(session.network)
         self._to_wake: dict[_Wakeable, None] = {}
-        self._replies: list[bytes] = []
 
     # -- from the guest ------------------------------------------------------------------------------------------------
 
@@ -137,12 +128,12 @@ class Dispatcher:
         header, payload = ethernet.parse(frame)
         self._session.guest.learn_mac(header.source)
         match header.ethertype:
-            case EtherType.IPV4 if self._network.ipv4:
+            case EtherType.IPV4 if self._session.network.ipv4:
                 self._take_ipv4(header.source, payload)
-            case EtherType.IPV6 if self._network.ipv6:
+            case EtherType.IPV6 if self._session.network.ipv6:
                 self._take_ipv6(header.source, payload)
             case EtherType.ARP:
-                self._reply(arp.answer(payload, self._network))
+                self.responder.take_arp(payload)
             case EtherType.IPV4 | EtherType.IPV6:
                 self._drops["address family is off"] += 1
             case _:
@@ -174,7 +165,7 @@ class Dispatcher:
 
     def _has_family(self, address: bytes) -> bool:
         """Whether the guest has the family of this packed address."""
-        return (self._network.ipv4 if len(address) == 4 else self._network.ipv6) is not None
+        return (self._session.network.ipv4 if len(address) == 4 else self._session.network.ipv6) is not None
 
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv4.parse(packet)
@@ -186,9 +177,8 @@ class Dispatcher:
             header, payload = whole
             packet = memoryview(ipv4.emit(header, len(payload)) + payload)
         source, destination = header.source, header.destination
-        if header.protocol == IPProtocol.UDP and self._is_for_dhcp(destination, payload):
-            _, request = udp.parse(source, destination, payload)
-            self._reply(dhcp.answer(mac, request, self._network))
+        if header.protocol == IPProtocol.UDP and self.responder.is_for_dhcp(destination, payload):
+            self.responder.take_dhcp(mac, source, destination, payload)
             return
         self._session.guest.learn_address(source)
         match header.protocol:
@@ -207,26 +197,19 @@ class Dispatcher:
             case _:
                 self._drops["unknown IP protocol"] += 1
 
-    def _is_for_dhcp(self, destination: bytes, datagram: memoryview) -> bool:
-        """Broadcast, or to the server's own address: a remote DHCP server's is not ours to answer for."""
-        assert self._network.ipv4 is not None
-        if datagram[2:4] != DHCP_SERVER_PORT:
-            return False
-        return destination in (b"\xff" * 4, host_side.ipv4_address(self._network.ipv4).packed)
-
     def _take_ipv6(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv6.parse(packet)
         source, destination = header.source, header.destination
         self._session.guest.learn_address(source)
-        if header.is_fragment:
+        was_fragmented = header.is_fragment
+        if was_fragmented:
             whole = self.fragments.take(header, payload)
             if whole is None:
                 return
             header, payload = whole
             packet = memoryview(ipv6.emit(header, len(payload)) + payload)
-        if header.protocol == IPProtocol.UDP and self._is_for_dhcpv6(destination, payload):
-            _, request = udp.parse(source, destination, payload)
-            self._reply(dhcpv6.answer(mac, source, request, self._network, self._server_duid))
+        if header.protocol == IPProtocol.UDP and self.responder.is_for_dhcpv6(destination, payload):
+            self.responder.take_dhcpv6(mac, source, destination, payload)
             return
         match header.protocol:
             case IPProtocol.TCP:
@@ -234,17 +217,20 @@ class Dispatcher:
             case IPProtocol.UDP:
                 self._take_datagram(mac, source, destination, header.hop_limit, payload, packet)
             case IPProtocol.ICMPV6:
-                self._take_icmpv6(mac, header, payload, packet)
+                self._take_icmpv6(mac, header, payload, packet, was_fragmented=was_fragmented)
             case ipv6.NO_NEXT_HEADER:
                 pass
             case _:
                 self._drops["unknown IP protocol"] += 1
 
-    def _take_icmpv6(self, mac: bytes, header: ipv6.IPv6Header, payload: memoryview, packet: memoryview) -> None:
+    def _take_icmpv6(
+        self, mac: bytes, header: ipv6.IPv6Header, payload: memoryview, packet: memoryview, *, was_fragmented: bool
+    ) -> None:
         message = icmp.parse(header.source, header.destination, payload)
         if message.type in _NEIGHBOUR_DISCOVERY:
-            hop_limit = header.hop_limit
-            self._reply(ndp.answer(mac, header.source, header.destination, hop_limit, message, self._network))
+            if was_fragmented:  # RFC 6980 section 5: it is how such messages are smuggled past filters
+                raise MalformedPacket("neighbour discovery in fragments")
+            self.responder.take_neighbour_discovery(mac, header, message)
         elif message.type == Icmpv6Type.ECHO_REQUEST:
             self._take_echo(header.source, header.destination, header.hop_limit, message, packet)
         elif message.type not in _QUIETLY_IGNORED:
@@ -254,14 +240,6 @@ class Dispatcher:
         """Messages that end here: an error of the guest's can't be told its peer, since no socket sends one."""
         is_error = icmp.is_error(address_bytes, type_)
         self._drops["icmp: the guest's own errors" if is_error else "icmp: not an echo request"] += 1
-
-    def _is_for_dhcpv6(self, destination: bytes, datagram: memoryview) -> bool:
-        """To a group, or to the server's own address."""
-        assert self._network.ipv6 is not None
-        if datagram[2:4] != DHCPV6_SERVER_PORT:
-            return False
-        server = host_side.ipv6_address(self._network.ipv6, self._network.host_mac)
-        return destination[0] == 0xFF or destination == server.packed
 
     def _take_segment(self, source: bytes, destination: bytes, segment: TcpSegment) -> None:
         key = FlowKey(source, segment.source_port, destination, segment.destination_port)
@@ -375,26 +353,6 @@ class Dispatcher:
             self._drops["addresses of no flow"] += packets
         return endpoint
 
-    def _reply(self, frame: bytes | None) -> None:
-        """Send a service's frame.  On a full link it waits: without them the guest would lose its network."""
-        if frame is None:
-            return
-        if not self._replies and self._session.link.send([frames.single(frame)]):
-            return
-        if len(self._replies) >= WAITING_REPLIES:
-            self._drops["link to the guest full"] += 1
-            return
-        if not self._replies:
-            self._session.link.when_ready(self._send_replies)
-        self._replies.append(frame)
-
-    def _send_replies(self) -> None:
-        """The link has room."""
-        taken = self._session.link.send([frames.single(frame) for frame in self._replies])
-        del self._replies[:taken]
-        if self._replies:
-            self._session.link.when_ready(self._send_replies)
-
     # -- from forwarded ports -----------------------------------------------------------------------------------------
 
     def on_connection(self, host: socket.socket, peer: Endpoint, target: int) -> None:
@@ -404,7 +362,7 @@ class Dispatcher:
                 flow = TcpFlow.inbound(self._session, key, host)
                 if not self.tcp.start(flow):
                     break
-                self.find_guest()
+                self.responder.find_guest()
                 flow.wake()
                 return
         sockets.reset(host)
@@ -419,7 +377,7 @@ class Dispatcher:
         else:
             flow = self._new_client_flow(port, peer, local, sum(train.datagrams for train in trains))
         if flow is not None:
-            self.find_guest()
+            self.responder.find_guest()
             flow.deliver_from_host(buffer, trains)
 
     def _is_where_the_guest_is(self, flow: PortUdp) -> bool:
@@ -481,12 +439,3 @@ class Dispatcher:
         start = zlib.crc32(peer.address) + peer.port
         for number in range(start, start + OTHER_PORTS):
             yield FlowKey(guest, target, remote, 1024 + number % (65536 - 1024))
-
-    def find_guest(self) -> None:
-        """Ask for the guest's MAC address, unless it is known: it has to be for anything to reach the guest."""
-        if self._session.guest.is_known:
-            return
-        if self._network.ipv4:
-            self._reply(arp.request(self._network))
-        if self._network.ipv6:
-            self._reply(ndp.solicitation(self._network))

@@ -19,6 +19,7 @@ LAYERS = (
     {"cli"},
     {"daemon"},
     {"dispatch"},
+    {"responder"},
     {"tcp", "udp", "icmp", "services"},
     {"flow"},
     {"host"},

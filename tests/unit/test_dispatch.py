@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, ip_address
 import pytest
 from harness.noise import noise
 from harness.oracle import SeenFrame, SeenUdp
+from harness.parts import fragments
 from harness.stage import GUEST_MAC, V4, V6, Family, Stage, frame_of, network, on_stage, segment_packet
 from harness.waiting import eventually
 from scapy.layers.dhcp import BOOTP, DHCP
@@ -19,10 +20,11 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6ND_RS,
+    ICMPv6NDOptMTU,
     IPv6,
 )
 from scapy.layers.l2 import ARP, Ether
-from scapy.packet import Packet
+from scapy.packet import Packet, Raw
 
 from trio_passt.config import DnsForward
 from trio_passt.host import sockets
@@ -203,10 +205,9 @@ class TestServices:
         assert sorted(map(str, asked)) == ["203.0.113.67:67", "[2001:db8::547]:547"]
         await guest.expects_nothing()
 
-    @pytest.mark.parametrize("destination", ["ff02::1:2", V6.gateway])
-    async def test_dhcpv6(self, guest: Stage, destination: str) -> None:
+    async def test_dhcpv6(self, guest: Stage) -> None:
         request = DHCP6_InfoRequest(trid=7) / DHCP6OptClientId(duid=DUID_LL(lladdr=GUEST_MAC_TEXT))
-        guest.sends_frames(frame(IPv6(src=LINK_LOCAL, dst=destination), UDP(sport=546, dport=547), request))
+        guest.sends_frames(frame(IPv6(src=LINK_LOCAL, dst="ff02::1:2"), UDP(sport=546, dport=547), request))
         seen = await guest.expects_datagram()
         assert isinstance(seen, SeenUdp)
         assert (seen.destination, seen.source_port, seen.destination_port) == (LINK_LOCAL, 547, 546)
@@ -219,6 +220,14 @@ class TestServices:
         )
         assert (await guest.expects_other()).packet.haslayer("ICMPv6ND_NA")
         assert (await guest.expects_other()).packet.haslayer("ICMPv6ND_RA")
+
+    async def test_neighbour_discovery_in_fragments_is_not_answered(self, guest: Stage) -> None:
+        """RFC 6980 section 5."""
+        options = b"".join(bytes(ICMPv6NDOptMTU()) for _ in range(200))
+        solicitation = IPv6(src=LINK_LOCAL, dst="ff02::2", hlim=255) / ICMPv6ND_RS() / Raw(options)
+        guest.sends_packets(*fragments(bytes(solicitation), 1280, 1))
+        await guest.expects_drop("malformed")
+        await guest.expects_nothing()
 
     async def test_malformed_request_of_a_service(self, guest: Stage) -> None:
         guest.sends_frames(frame(IP(src="0.0.0.0", dst="255.255.255.255"), UDP(sport=68, dport=67), b"too short"))
@@ -311,10 +320,10 @@ class TestRuns:
 @pytest.mark.parametrize("families", [(V4, V6), (V4,), (V6,)])
 async def test_unknown_guest_is_looked_for_in_its_families_and_a_known_one_is_not(families: tuple[Family, ...]) -> None:
     async with on_stage(network(ipv4=V4 in families, ipv6=V6 in families)) as guest:
-        guest.dispatcher.find_guest()
+        guest.dispatcher.responder.find_guest()
         await guest.expects_nothing()
         guest.session.guest.mac = b"\xff" * 6
-        guest.dispatcher.find_guest()
+        guest.dispatcher.responder.find_guest()
         asked = [Ether(sent) for sent in guest.link.take_sent()]
         assert [bool(packet.haslayer(ARP)) for packet in asked] == [family is V4 for family in families]
         assert [bool(packet.haslayer(ICMPv6ND_NS)) for packet in asked] == [family is V6 for family in families]

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import evolve
 
 from trio_passt import __version__
 from trio_passt.cli import background
-from trio_passt.cli.configure import Configured, Host, configure
+from trio_passt.cli.configure import Configured, configure
 from trio_passt.cli.log import log_to_stderr, log_to_syslog, one_line, write_to_stderr
 from trio_passt.cli.messages import PROGRAM, help_text, startup_message, version_text
 from trio_passt.cli.options import OPTIONS, Options, Show, parse_options
@@ -27,11 +27,10 @@ from trio_passt.cli.pid_file import PidFile
 from trio_passt.cli.values import UsageError
 from trio_passt.config import Config, LogLevel, PortForward
 from trio_passt.errors import StartupError
-from trio_passt.host.apart import in_child
-from trio_passt.host.network import Address, DefaultRoute, Link
-from trio_passt.host.resolv import ResolvConf, parse_resolv_conf
+from trio_passt.host.network import Host
 
-RESOLV_CONF = Path("/etc/resolv.conf")
+if TYPE_CHECKING:
+    from trio_passt.host.watch import HostWatch
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class Run(Protocol):
     """`trio_passt.daemon.run`: returns at the daemon's orderly end, calls `on_ready` once everything is bound."""
 
     async def __call__(
-        self, config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None]
+        self, config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None], watch: "HostWatch"
     ) -> None: ...
 
 
@@ -66,23 +65,26 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
 
 
 def discover() -> Host:
-    """Look at the host: interfaces and routes of this network namespace, and its resolv.conf."""
-    links, addresses, routes = in_child(_read_host_network)
-    return Host(tuple(links), tuple(addresses), tuple(routes), _read_resolv_conf(RESOLV_CONF))
+    """Look at the host."""
+    from trio_passt.host import discovery
+
+    return discovery.discover()
 
 
-def _read_host_network() -> tuple[list[Link], list[Address], list[DefaultRoute]]:
-    from trio_passt.host.netlink import read_host_network
+def _watch() -> "HostWatch":
+    from trio_passt.host.discovery import RESOLV_CONF
+    from trio_passt.host.watch import HostWatch
 
-    return read_host_network()
+    return HostWatch(RESOLV_CONF)
 
 
 def _run(options: Options, child: background.Child | None, run: Run | None) -> int:
     log_to_stderr(options.log_level)
     try:
-        configured = configure(options, discover())
-        _log_circumstances(configured)
-        _run_daemon(configured.config, child, run)
+        with _watch() as watch:
+            configured = configure(options, discover())
+            _log_circumstances(configured)
+            _run_daemon(configured.config, child, run, watch)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -95,7 +97,7 @@ def _run(options: Options, child: background.Child | None, run: Run | None) -> i
     return 0
 
 
-def _run_daemon(config: Config, child: background.Child | None, run: Run | None) -> None:
+def _run_daemon(config: Config, child: background.Child | None, run: Run | None, watch: "HostWatch") -> None:
     import trio
 
     run = run or _real_daemon()
@@ -112,7 +114,7 @@ def _run_daemon(config: Config, child: background.Child | None, run: Run | None)
                 child.detach(keep_fd=config.attachment.fd)
                 child.report_ready()
 
-        trio.run(functools.partial(run, config, on_ready=on_ready))
+        trio.run(functools.partial(run, config, on_ready=on_ready, watch=watch))
 
 
 def _real_daemon() -> Run:
@@ -139,16 +141,6 @@ def _startup_errors(error: BaseException) -> list[StartupError]:
         found = [_startup_errors(inner) for inner in error.exceptions]
         return [startup_error for part in found for startup_error in part] if all(found) else []
     return []
-
-
-def _read_resolv_conf(path: Path) -> ResolvConf:
-    """An absent file is an empty one."""
-    try:
-        return parse_resolv_conf(path.read_text("utf-8", "replace"))
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            _log.warning("can't read %s: %s", path, error.strerror)
-        return ResolvConf()
 
 
 def _working_directory() -> Path:

@@ -7,14 +7,16 @@ option wins (so that a wrapper's user can overrule it), except `-t` and `-u`, wh
 import os
 from collections.abc import Sequence
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from attrs import field, frozen, mutable
 
 from trio_passt.cli.getopt import Given, Option, scan
+from trio_passt.cli.guest import dns_address, domain_name, network_boot
 from trio_passt.cli.ports import follow, parse_ports
 from trio_passt.cli.values import UsageError, absolute_path, invalid, number
-from trio_passt.config import DEFAULT_MTU_BYTES, Attachment, LogLevel, PortForward, Protocol
+from trio_passt.config import DEFAULT_MTU_BYTES, Attachment, LogLevel, NetworkBoot, PortForward, Protocol, Wishes
 
 MINIMUM_MTU_BYTES = 68
 """RFC 791: every internet module must be able to forward a datagram of 68 octets without fragmentation."""
@@ -45,6 +47,30 @@ OPTIONS = (
         "BYTES",
         f"MTU told to the guest: {MINIMUM_MTU_BYTES} to {DEFAULT_MTU_BYTES}, or 0 to tell it none."
         f" Below {MINIMUM_IPV6_MTU_BYTES} there is no IPv6. Default: {DEFAULT_MTU_BYTES}.",
+    ),
+    Option(("hostname",), "H", "NAME", "Host name for the guest, told by DHCP."),
+    Option(("fqdn",), None, "NAME", "Fully qualified domain name for the guest, told by DHCP and DHCPv6."),
+    Option(
+        ("dns-forward",),
+        None,
+        "ADDRESS",
+        "What the guest sends to ADDRESS, ports 53 and 853 of TCP and UDP, goes to the host's nameserver (see"
+        " --dns-host). Once for each of IPv4 and IPv6. A nameserver that only the host can reach is told the guest as"
+        " ADDRESS.",
+    ),
+    Option(
+        ("dns-host",),
+        None,
+        "ADDRESS",
+        "The host's nameserver for --dns-forward, and for what the guest asks at its gateway's address. Once for each"
+        " of IPv4 and IPv6. Default: the first one of /etc/resolv.conf.",
+    ),
+    Option(
+        ("dhcp-boot",),
+        None,
+        "FILE[,NAME[,ADDRESS]]",
+        "For a guest that boots from the network: FILE is a path for TFTP or a URL, NAME and ADDRESS are the server's."
+        " Default: no name, and the address at which the guest reaches this host. (Not an option of passt.)",
     ),
     Option(("ipv4-only",), "4", None, "The guest gets IPv4 only."),
     Option(("ipv6-only",), "6", None, "The guest gets IPv6 only."),
@@ -91,9 +117,7 @@ class Options:
     pcap: Path | None = None
     pid_file: Path | None = None
     log_level: LogLevel = LogLevel.INFO
-    mtu_bytes: int = DEFAULT_MTU_BYTES
-    ipv4: bool = True
-    ipv6: bool = True
+    wishes: Wishes = field(factory=Wishes)
     forwards: tuple[PortForward, ...] = ()
 
 
@@ -105,6 +129,9 @@ class _Collected:
     paths: dict[str, Path] = field(factory=dict)
     fd: int | None = None
     mtu_bytes: int = DEFAULT_MTU_BYTES
+    names: dict[str, str] = field(factory=dict)
+    dns: dict[tuple[str, int], IPv4Address | IPv6Address] = field(factory=dict)
+    boot: NetworkBoot | None = None
     ports: dict[str, list[str]] = field(factory=dict)
 
 
@@ -140,6 +167,13 @@ def _collect(collected: _Collected, given: Given, directory: Path) -> None:
             collected.fd = _descriptor(option, value)
         case "mtu":
             collected.mtu_bytes = _mtu(option, value)
+        case "hostname" | "fqdn":
+            collected.names[key] = domain_name(option, value)
+        case "dns-forward" | "dns-host":
+            server = dns_address(option, value)
+            collected.dns[key, server.version] = server
+        case "dhcp-boot":
+            collected.boot = network_boot(option, value)
         case _:
             collected.ports.setdefault(key, []).append(value)  # they are judged together, at the end
 
@@ -205,8 +239,22 @@ def _decide(collected: _Collected) -> Options:
         pcap=paths.get("pcap"),
         pid_file=paths.get("pid"),
         log_level=log_level,
-        mtu_bytes=collected.mtu_bytes,
-        ipv4="ipv6-only" not in flags,
-        ipv6="ipv4-only" not in flags,
+        wishes=_wishes(collected),
         forwards=tcp + udp,
+    )
+
+
+def _wishes(collected: _Collected) -> Wishes:
+    def dns(key: str) -> tuple[IPv4Address | IPv6Address, ...]:
+        return tuple(address for (option, _), address in collected.dns.items() if option == key)
+
+    return Wishes(
+        ipv4="ipv6-only" not in collected.flags,
+        ipv6="ipv4-only" not in collected.flags,
+        mtu_bytes=collected.mtu_bytes,
+        hostname=collected.names.get("hostname"),
+        fqdn=collected.names.get("fqdn"),
+        boot=collected.boot,
+        dns_forwards=dns("dns-forward"),
+        dns_hosts=dns("dns-host"),
     )

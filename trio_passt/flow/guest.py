@@ -1,7 +1,5 @@
 """What is learned about the guest from its frames: its MAC address and the addresses it uses."""
 
-from ipaddress import IPv6Address
-
 from trio_passt.config import GuestNetwork
 from trio_passt.wire.ethernet import BROADCAST, is_multicast
 
@@ -26,11 +24,20 @@ class Guest:
         self._ipv4 = network.ipv4.address.packed if network.ipv4 else None
         self._global_ipv6 = network.ipv6.address.packed if network.ipv6 else None
         self._link_local: bytes | None = None
-        self._reserved = set()
-        if network.ipv4:
-            self._reserved |= {network.ipv4.gateway.packed, bytes(4), b"\xff" * 4}
-        if network.ipv6:
-            self._reserved |= {network.ipv6.gateway.packed, IPv6Address("::").packed}
+        self._reserved = {bytes(4), b"\xff" * 4, bytes(16)}
+        self._reserve(network)
+
+    def assign(self, network: GuestNetwork) -> None:
+        """It is offered other addresses now.  One that has spoken keeps those that it has until it uses others."""
+        if network.ipv4 and (self._ipv4 is None or not self.is_known):
+            self._ipv4 = network.ipv4.address.packed
+        if network.ipv6 and (self._global_ipv6 is None or not self.is_known):
+            self._global_ipv6 = network.ipv6.address.packed
+        self._reserve(network)
+
+    def _reserve(self, network: GuestNetwork) -> None:
+        """The gateways' addresses are ours: no packet from there is one of the guest's."""
+        self._reserved |= {guest.gateway.packed for guest in (network.ipv4, network.ipv6) if guest}
 
     @property
     def is_known(self) -> bool:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from attrs import field, frozen
+from attrs import define, field
 
 from trio_passt.config import GuestNetwork
 from trio_passt.flow.budget import Budget
@@ -56,9 +56,9 @@ class FrameSink(Protocol):
         """Do not call back after all."""
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Session:
-    """One guest connection, as its flows see it.
+    """One guest connection, as its flows see it.  Only `change` changes what it has.
 
     `scratch` is the buffer that all of them peek and receive into, each within one step that does not await.  `drops`
     counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).  `datagrams` bounds what
@@ -79,3 +79,9 @@ class Session:
     identifications: Iterator[int] = field(factory=lambda: fragment.identifications(secrets.randbits(32)))
     exhaustion: SeldomLog = field(factory=SeldomLog)
     datagrams: Budget = field(factory=lambda: Budget(WAITING_DATAGRAM_BYTES))
+
+    def change(self, network: GuestNetwork) -> None:
+        """The host's network has changed, and with it what the guest is told.  Flows go on as they are."""
+        self.network = network
+        self.addresses = AddressMap(network)
+        self.guest.assign(network)

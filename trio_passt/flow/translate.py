@@ -9,7 +9,7 @@ address of its own for the guest (`DnsForward`).  Everybody else keeps address a
 import socket
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 
-from trio_passt.config import GuestIPv4, GuestNetwork
+from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
 from trio_passt.flow.guest import is_link_local
 from trio_passt.host.endpoint import Endpoint
 
@@ -36,17 +36,19 @@ def is_unicast(address: bytes) -> bool:
 class AddressMap:
     """The translation for one guest network.
 
-    The addresses that stand for the host are looked up before anything else is judged.
+    The addresses that stand for the host are looked up before anything else is judged.  What held before the host's
+    network changed still does where it is in nothing's way: the guest may not know better yet.
     """
 
-    __slots__ = ("_broadcast", "_dns", "_host_by_guest", "_local", "_mapped", "_scope_id")
+    __slots__ = ("_broadcast", "_dns", "_host_by_guest", "_interface", "_local", "_mapped")
 
     def __init__(self, network: GuestNetwork) -> None:
-        self._dns = {forward.seen_by_guest.packed: forward.on_host.packed for forward in network.dns_forwards}
+        forwards = (*network.former_dns_forwards, *network.dns_forwards)
+        self._dns = {forward.seen_by_guest.packed: forward.on_host.packed for forward in forwards}
         self._host_by_guest: dict[bytes, bytes] = {}
         self._local: set[bytes] = set()
         self._mapped: dict[int, bytes] = {}
-        self._scope_id = 0
+        self._interface: str | None = None
         self._broadcast = {b"\xff" * 4}
         if network.ipv4:
             self._broadcast |= _broadcast_address(network.ipv4)
@@ -57,7 +59,17 @@ class AddressMap:
             self._host_by_guest[network.ipv6.gateway.packed] = LOOPBACK_IPV6
             self._local |= {network.ipv6.address.packed, LOOPBACK_IPV6}
             self._mapped[16] = network.ipv6.gateway.packed
-            self._scope_id = _interface_index(network.ipv6.interface)
+            self._interface = network.ipv6.interface
+        for former in network.former:
+            self._add_former(former.guest, network)
+
+    def _add_former(self, guest: GuestIPv4 | GuestIPv6, network: GuestNetwork) -> None:
+        if isinstance(guest, GuestIPv4):
+            self._broadcast |= _broadcast_address(guest)
+        self._local.add(guest.address.packed)
+        if guest.gateway not in (*network.resolvers.ipv4, *network.resolvers.ipv6):
+            loopback = LOOPBACK_IPV4 if guest.gateway.version == 4 else LOOPBACK_IPV6
+            self._host_by_guest.setdefault(guest.gateway.packed, loopback)
 
     def destination_on_host(self, address: bytes, port: int) -> Endpoint | None:
         """Where the host has to connect to when the guest asks for `address` and `port`; `None`: nowhere, drop it."""
@@ -67,7 +79,7 @@ class AddressMap:
             if len(address) not in self._mapped or not is_unicast(address):
                 return None
             on_host = address
-        return Endpoint(on_host, port, self._scope_id if is_link_local(on_host) else 0)
+        return Endpoint(on_host, port, _interface_index(self._interface) if is_link_local(on_host) else 0)
 
     def is_for_neighbours(self, address: bytes) -> bool:
         """Whether this is a group's address or everybody's (RFC 1112, RFC 919, RFC 4291 section 2.7).
@@ -100,5 +112,5 @@ def _broadcast_address(guest: GuestIPv4) -> set[bytes]:
 def _interface_index(name: str | None) -> int:
     try:
         return socket.if_nametoindex(name) if name else 0
-    except OSError:  # gone since; link-local peers are out of reach then
+    except OSError:  # gone; link-local peers are out of reach then
         return 0

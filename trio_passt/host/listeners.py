@@ -1,4 +1,5 @@
-"""Forwarded ports: all of them bound at start, watched by one task through one epoll descriptor.
+"""Forwarded ports: bound at start, or when the guest gets their family, and watched by one task through one epoll
+descriptor.
 
 A listening TCP socket gives connections, a UDP socket datagrams; both are handed to whoever is `Receiver` at the
 moment: the guest session, if there is one.  With no guest there is nobody to answer: a connection is reset, a
@@ -44,7 +45,7 @@ _PKTINFO6 = struct.Struct("=16si")
 
 
 _MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
-_WILDCARD = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_WILDCARD: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
 HostAddress = IPv4Address | IPv6Address
@@ -128,6 +129,8 @@ class PortListeners:
         self._readiness = readiness
         self._sockets = sockets_to_close
         self._exhaustion = SeldomLog()
+        self._forwards: tuple[PortForward, ...] = ()
+        self._families: set[int] = set()
         self.bound: list[PortForward] = []
         """The forwards that have at least one socket."""
 
@@ -143,10 +146,25 @@ class PortListeners:
             readiness = Readiness()
             opened.callback(readiness.close)
             listeners = cls(readiness, opened)
-            for forward in forwards:
+            listeners._forwards, listeners._families = tuple(forwards), set(families)
+            for forward in listeners._forwards:
                 listeners._bind(forward, [family for family in _families(forward) if family in families])
             listeners._sockets = opened.pop_all()
             return listeners
+
+    def add_families(self, families: Collection[int]) -> None:
+        """The guest has these now; ports that can't be bound in one that it had not are said in the log."""
+        new = set(families) - self._families
+        self._families |= new
+        for forward in self._forwards if new else ():
+            for family in new.intersection(_families(forward)):
+                try:
+                    self._open(forward, family)
+                except OSError as error:
+                    log.warning("%s, going on without it", _refusal(forward, family, error))
+                else:
+                    if forward not in self.bound:
+                        self.bound.append(forward)
 
     @property
     def receiver(self) -> Receiver | None:
@@ -189,15 +207,14 @@ class PortListeners:
         for family, failure in failures.items():
             if failure.errno in _MISSING_FAMILY and len(failures) < len(families):
                 continue
-            where = forward.address or _WILDCARD[family]
-            text = f"can't forward {forward.protocol.name} port {forward.port} of {where}: "
+            refusal = _refusal(forward, family, failure)
             if forward.must_bind:
-                raise StartupError(text + _explain(failure, forward.port))
-            log.warning("%s, going on without it", text + _explain(failure, forward.port))
+                raise StartupError(refusal)
+            log.warning("%s, going on without it", refusal)
         if not families:
             raise StartupError(f"can't forward port {forward.port} of {forward.address}: that address family is off")
 
-    def _open(self, forward: PortForward, family: socket.AddressFamily) -> None:
+    def _open(self, forward: PortForward, family: int) -> None:
         is_tcp = forward.protocol is Protocol.TCP
         kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -307,7 +324,7 @@ class PortListeners:
                 port.overflowed = overflowed
 
 
-def _prepare(sock: socket.socket, family: socket.AddressFamily, is_tcp: bool) -> None:
+def _prepare(sock: socket.socket, family: int, is_tcp: bool) -> None:
     """Options before the bind: one family, quick restarts, and for UDP the address that a datagram was sent to."""
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -320,6 +337,11 @@ def _prepare(sock: socket.socket, family: socket.AddressFamily, is_tcp: bool) ->
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     error_queue.enable(sock)
     expect_bulk(sock)
+
+
+def _refusal(forward: PortForward, family: int, error: OSError) -> str:
+    where = forward.address or _WILDCARD[family]
+    return f"can't forward {forward.protocol.name} port {forward.port} of {where}: {_explain(error, forward.port)}"
 
 
 def _families(forward: PortForward) -> list[socket.AddressFamily]:

@@ -27,6 +27,7 @@ from typing import TypeVar
 from attrs import frozen
 
 from trio_passt.config import HOST_MAC, GuestIPv4, GuestIPv6
+from trio_passt.host.resolv import ResolvConf
 
 LOCAL_IPV4 = GuestIPv4(IPv4Address("169.254.2.1"), 16, IPv4Address("169.254.2.2"))
 LOCAL_IPV6 = GuestIPv6(IPv6Address("fe80::2"), 64, IPv6Address("fe80::1"))
@@ -85,6 +86,16 @@ class DefaultRoute:
     table: int = MAIN_TABLE
     source: IPv4Address | IPv6Address | None = None
     preference: int = 0
+
+
+@frozen
+class Host:
+    """What was found on the host."""
+
+    links: tuple[Link, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[DefaultRoute, ...] = ()
+    resolv_conf: ResolvConf = ResolvConf()  # noqa: RUF009 - a frozen value
 
 
 class _Missing(Exception):  # noqa: N818 - no error: a family is off

@@ -3,19 +3,26 @@
 A nameserver is told as it is, unless the guest would not reach it there: a loopback address, the host's own
 address (which is the guest's own, too), and the gateway's (which the guest's packets to would end at the
 host's loopback). Each of these is told as the gateway's address, with a `DnsForward` from there to the real
-one.
+one; or, if the operator has set an address for it, as that.
+
+In local mode there may be no nameserver yet: then the gateway's address is told all the same, so that the guest has
+one as soon as the host does.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from attrs import frozen
 
-from trio_passt.config import DnsForward, GuestIPv4, GuestIPv6, Resolvers
+from trio_passt.config import DnsForward, GuestIPv4, GuestIPv6, Resolvers, Wishes
 
 MAXIMUM_NAME_LENGTH = 253
 """RFC 1035 section 2.3.4: 255 octets on the wire, which is two more than as text."""
+
+HostAddress = IPv4Address | IPv6Address
+
+NO_WISHES = Wishes()
 
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 
@@ -38,10 +45,11 @@ class ResolvConf:
 
 @frozen
 class GuestResolvers:
-    """What the guest is told, and the forwards that make it true."""
+    """What the guest is told, and the forwards that make it true; `nameservers` as in `GuestNetwork`."""
 
     resolvers: Resolvers
     forwards: tuple[DnsForward, ...] = ()
+    nameservers: tuple[HostAddress, ...] = ()
 
 
 def parse_resolv_conf(text: str) -> ResolvConf:
@@ -68,31 +76,60 @@ def parse_resolv_conf(text: str) -> ResolvConf:
     return ResolvConf(tuple(dict.fromkeys(nameservers)), search)
 
 
-def resolvers_for_guest(conf: ResolvConf, ipv4: GuestIPv4 | None, ipv6: GuestIPv6 | None) -> GuestResolvers:
+def resolvers_for_guest(
+    conf: ResolvConf, ipv4: GuestIPv4 | None, ipv6: GuestIPv6 | None, wishes: Wishes = NO_WISHES
+) -> GuestResolvers:
     """The nameservers of the families that are on; at most one behind each gateway's address: the first.
 
     A link-local nameserver is told only if it is on the interface that the guest's IPv6 is taken from: on
     another, there is no way to say so to the guest.
     """
-    told4: list[IPv4Address] = []
-    told6: list[IPv6Address] = []
-    forwards: dict[IPv4Address | IPv6Address, DnsForward] = {}
-    for nameserver in conf.nameservers:
-        match nameserver.address:
-            case IPv4Address() as address if ipv4 is not None:
-                if _needs_forward(address, ipv4):
-                    forwards.setdefault(ipv4.gateway, DnsForward(ipv4.gateway, _reachable(address)))
-                    address = ipv4.gateway
-                told4.append(address)
-            case IPv6Address() as address if ipv6 is not None and _same_link(nameserver, ipv6):
-                if _needs_forward(address, ipv6):
-                    forwards.setdefault(ipv6.gateway, DnsForward(ipv6.gateway, _reachable(address)))
-                    address = ipv6.gateway
-                told6.append(address)
-            case _:
-                pass
-    resolvers = Resolvers(tuple(dict.fromkeys(told4)), tuple(dict.fromkeys(told6)), conf.search)
-    return GuestResolvers(resolvers, tuple(forwards.values()))
+    told: list[HostAddress] = []
+    forwards: list[DnsForward] = []
+    nameservers: list[HostAddress] = []
+    for guest in (ipv4, ipv6):
+        if guest is not None:
+            on_host = [address for nameserver in conf.nameservers if (address := _usable(nameserver, guest))]
+            family = _of_family(guest, on_host, wishes)
+            told += family.told
+            forwards += family.forwards
+            nameservers += family.nameservers
+    told4 = tuple(address for address in told if isinstance(address, IPv4Address))
+    told6 = tuple(address for address in told if isinstance(address, IPv6Address))
+    return GuestResolvers(Resolvers(told4, told6, conf.search), tuple(forwards), tuple(nameservers))
+
+
+@frozen
+class _Family:
+    told: list[HostAddress]
+    forwards: list[DnsForward]
+    nameservers: list[HostAddress]
+
+
+def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[HostAddress], wishes: Wishes) -> _Family:
+    """What one family is told, of its nameservers in order."""
+    version = guest.address.version
+    set_forward = next((address for address in wishes.dns_forwards if address.version == version), None)
+    set_host = next((address for address in wishes.dns_hosts if address.version == version), None)
+    at_our_address = set_forward or guest.gateway
+    hidden = [address for address in on_host if _needs_forward(address, guest)]
+    told = [at_our_address if address in hidden else address for address in on_host]
+    if guest.is_local and not told:
+        told = [at_our_address]
+    candidates = on_host if set_forward else [*hidden, *on_host]
+    nameserver = set_host or next(map(_reachable, candidates), None)
+    forwards = []
+    if nameserver is not None and (set_forward or at_our_address in told):
+        forwards = [DnsForward(at_our_address, nameserver)]
+    return _Family(list(dict.fromkeys(told)), forwards, [] if nameserver is None else [nameserver])
+
+
+def _usable(nameserver: Nameserver, guest: GuestIPv4 | GuestIPv6) -> HostAddress | None:
+    """The address, if a guest with this family can have it asked."""
+    if nameserver.address.version != guest.address.version:
+        return None
+    is_elsewhere = nameserver.address.is_link_local and nameserver.address.version == 6
+    return None if is_elsewhere and nameserver.zone != guest.interface else nameserver.address
 
 
 def _needs_forward(address: IPv4Address | IPv6Address, guest: GuestIPv4 | GuestIPv6) -> bool:
@@ -104,10 +141,6 @@ def _reachable(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     if not address.is_unspecified:
         return address
     return IPv4Address("127.0.0.1") if address.version == 4 else IPv6Address("::1")
-
-
-def _same_link(nameserver: Nameserver, guest: GuestIPv6) -> bool:
-    return not nameserver.address.is_link_local or nameserver.zone == guest.interface
 
 
 def _words(line: str) -> list[str]:

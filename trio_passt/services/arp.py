@@ -3,6 +3,8 @@
 So whatever the guest wants to reach, it sends to us, and no route or mask has to be right for that.
 """
 
+from ipaddress import IPv4Address, IPv4Network
+
 from trio_passt.config import GuestNetwork
 from trio_passt.services import host_side
 from trio_passt.wire import arp, ethernet
@@ -11,15 +13,17 @@ from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.ethernet import BROADCAST, EthernetHeader, EtherType
 
 _UNKNOWN_MAC = bytes(6)
+_LIMITED_BROADCAST = IPv4Address("255.255.255.255")
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 def answer(packet: Buffer, network: GuestNetwork) -> bytes | None:
     """The frame that answers the ARP packet (what follows the Ethernet header), or None where silence is
     right.
 
-    Silence for: the guest's own address; announcements; probes, since an answer to one would tell the guest
-    that an address it is about to take is in use (RFC 5227 section 2.1.1), except those for the gateway's,
-    which is; group addresses; replies.
+    Silence for: the guest's own address, also loopback; announcements; probes, since an answer to one would tell
+    the guest that an address it is about to take is in use (RFC 5227 section 2.1.1), except those for the
+    gateway's, which is; addresses that are no host's, such as groups; replies.
 
     Raises MalformedPacket.
     """
@@ -31,12 +35,26 @@ def answer(packet: Buffer, network: GuestNetwork) -> bytes | None:
     if asked.sender_mac == network.host_mac or ethernet.is_multicast(asked.sender_mac):
         return None
     target = asked.target_address
-    if target == network.ipv4.address or target.is_multicast or target.packed in (bytes(4), b"\xff" * 4):
+    if target == network.ipv4.address or not _may_be_a_hosts(target):
+        return None
+    if not asked.is_probe and not _may_be_a_hosts(asked.sender_address):
         return None
     if asked.is_probe and target != host_side.ipv4_address(network.ipv4):
         return None
     reply = ArpPacket(ArpOperation.REPLY, network.host_mac, target, asked.sender_mac, asked.sender_address)
     return _frame(asked.sender_mac, reply, network)
+
+
+def sender(packet: Buffer) -> IPv4Address | None:
+    """The address that whoever sent an ARP packet says is its own, before it has sent any other packet; None in a
+    probe (RFC 5227 section 1.1), in what is neither request nor reply, and where it can't be anybody's own.
+
+    Raises MalformedPacket.
+    """
+    said = arp.parse(packet)
+    if said.operation not in (ArpOperation.REQUEST, ArpOperation.REPLY) or ethernet.is_multicast(said.sender_mac):
+        return None
+    return said.sender_address if _may_be_a_hosts(said.sender_address) else None
 
 
 def request(network: GuestNetwork) -> bytes:
@@ -50,6 +68,12 @@ def request(network: GuestNetwork) -> bytes:
     sender = host_side.ipv4_address(network.ipv4)
     asked = ArpPacket(ArpOperation.REQUEST, network.host_mac, sender, _UNKNOWN_MAC, network.ipv4.address)
     return _frame(BROADCAST, asked, network)
+
+
+def _may_be_a_hosts(address: IPv4Address) -> bool:
+    """On a link (RFC 1122 section 3.2.1.3): no group, not the limited broadcast address, loopback or unspecified."""
+    nobodys = address.is_multicast or address.is_loopback or address in _THIS_NETWORK
+    return not nobodys and address != _LIMITED_BROADCAST
 
 
 def _frame(destination: bytes, packet: ArpPacket, network: GuestNetwork) -> bytes:

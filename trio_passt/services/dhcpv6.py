@@ -1,22 +1,27 @@
 """DHCPv6 (RFC 8415): one guest, one address, and no state, as with DHCP for IPv4.
 
 The guest has its default route and its prefix from router advertisements; from here it has the host's very
-address, the resolvers and the search list.
+address, its name, the resolvers and the search list.
+
+No bindings are kept: the configuration is the binding.  The guest's address is whoever's IA_NA asks for it, one in a
+message; what the host had before its network changed is known, too, and whether it still has it.
 """
 
 from collections.abc import Iterable
 from ipaddress import IPv6Address, IPv6Interface
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from trio_passt.config import GuestIPv6, GuestNetwork
 from trio_passt.services import host_side
+from trio_passt.services.host_side import LeaseTimes
 from trio_passt.wire import dhcpv6, domain
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.dhcpv6 import (
     CLIENT_PORT,
     MAX_DUID_BYTES,
     SERVER_PORT,
+    ClientFqdn,
     Dhcpv6Message,
     Dhcpv6Option,
     Dhcpv6OptionCode,
@@ -27,15 +32,17 @@ from trio_passt.wire.dhcpv6 import (
 )
 from trio_passt.wire.errors import MalformedPacket
 
-LEASE_S = 86400
-"""Valid and preferred lifetime, as long as DHCP's lease; renewed after half of it."""
+IRT_MINIMUM_S = 600
+"""A client without address asks again no sooner than this (RFC 8415 section 21.23)."""
 
 _UDP_IPV6_BYTES = 48
+_OPTION_HEAD_BYTES = 4
 _MAX_SEARCH_BYTES = 512
-_MAX_WITHDRAWN = 8
-"""Of a client's former addresses, so many are withdrawn at a time: the reply has to fit a packet."""
+_MAX_OTHERS = 8
+"""Of the other addresses in a client's IA, so many are answered at a time: the reply has to fit a packet."""
 _DUID_LL = bytes.fromhex("00030001")
 _ASSOCIATIONS = (Dhcpv6OptionCode.IA_NA, Dhcpv6OptionCode.IA_TA, Dhcpv6OptionCode.IA_PD)
+_FOR_ONE_SERVER = (Dhcpv6Type.REQUEST, Dhcpv6Type.RENEW, Dhcpv6Type.RELEASE, Dhcpv6Type.DECLINE)
 
 
 def server_duid(network: GuestNetwork) -> bytes:
@@ -45,12 +52,21 @@ def server_duid(network: GuestNetwork) -> bytes:
     return _DUID_LL + network.host_mac
 
 
-def answer(guest_mac: bytes, source: bytes, payload: Buffer, network: GuestNetwork, server_duid: bytes) -> bytes | None:
+def answer(
+    guest_mac: bytes,
+    source: bytes,
+    payload: Buffer,
+    network: GuestNetwork,
+    server_duid: bytes,
+    *,
+    to_group: bool = True,
+) -> bytes | None:
     """The frame that answers what a client at `source` (packed) sent to UDP port 547, or None where silence
     is right.
 
     Silence for: relayed messages, messages that only servers send, and what RFC 8415 section 16 wants
-    discarded, such as a request meant for another server.
+    discarded, such as a request meant for another server.  `to_group` is false for what was sent to the server's
+    own address, which it never allows (RFC 8415 section 18.4).
 
     Raises MalformedPacket.
     """
@@ -60,12 +76,15 @@ def answer(guest_mac: bytes, source: bytes, payload: Buffer, network: GuestNetwo
     asked = dhcpv6.parse(payload)
     if not _is_valid(asked, server_duid):
         return None
-    room = min(host_side.IPV6_MIN_MTU_BYTES, network.link_mtu_bytes) - _UDP_IPV6_BYTES
-    reply = _reply(asked, network.ipv6, network, _Reply(asked, server_duid, room))
-    if reply is None:
+    room_bytes = min(host_side.IPV6_MIN_MTU_BYTES, network.link_mtu_bytes) - _UDP_IPV6_BYTES
+    reply = _Reply(asked, server_duid, room_bytes)
+    message = _reply(asked, network.ipv6, network, reply) if to_group else _use_multicast(asked, reply)
+    if message is None:
         return None
     addresses = (host_side.ipv6_address(network.ipv6, network.host_mac).packed, source)
-    return host_side.udp_frame((network.host_mac, guest_mac), addresses, (SERVER_PORT, CLIENT_PORT), dhcpv6.emit(reply))
+    return host_side.udp_frame(
+        (network.host_mac, guest_mac), addresses, (SERVER_PORT, CLIENT_PORT), dhcpv6.emit(message)
+    )
 
 
 @define
@@ -86,12 +105,46 @@ class _Reply:
 
     def add(self, *options: Dhcpv6Option) -> None:
         for option in options:
-            if len(option.value) + 4 <= self.room_bytes:
-                self.room_bytes -= len(option.value) + 4
+            if len(option.value) + _OPTION_HEAD_BYTES <= self.room_bytes:
+                self.room_bytes -= len(option.value) + _OPTION_HEAD_BYTES
                 self.options.append(option)
 
     def finish(self, kind: Dhcpv6Type) -> Dhcpv6Message:
         return Dhcpv6Message(kind, self.asked.transaction_id, tuple(self.options))
+
+
+@frozen
+class _Association:
+    """An IA of the client's, and the addresses it names, each once."""
+
+    code: int
+    identifier: int
+    addresses: tuple[IPv6Address, ...]
+
+
+@frozen
+class _Leases:
+    """Which addresses the guest has or had: `current` (None: there is none to have), `former` from before the host's
+    network changed, and of these `kept`, that the host still has.
+    """
+
+    current: IPv6Address | None
+    former: frozenset[IPv6Address]
+    kept: frozenset[IPv6Address]
+    link: IPv6Interface
+    times: LeaseTimes
+
+    def are_on_link(self, addresses: Iterable[IPv6Address]) -> bool:
+        """Whether all have the prefix of the host's interface or the /64 that is announced, or are kept."""
+        return all(address in self.link.network or address in self.kept for address in addresses)
+
+    def have(self, association: _Association) -> bool:
+        """Whether the IA names an address that the guest has or had."""
+        return self.current in association.addresses or not self.former.isdisjoint(association.addresses)
+
+    def rank(self, association: _Association) -> tuple[bool, bool]:
+        """The smallest is whose the address is, or shall be, among the IA_NAs of a message."""
+        return self.current not in association.addresses, not self.have(association)
 
 
 def _is_valid(asked: Dhcpv6Message, server_duid: bytes) -> bool:
@@ -110,103 +163,169 @@ def _is_valid(asked: Dhcpv6Message, server_duid: bytes) -> bool:
     return False
 
 
+def _use_multicast(asked: Dhcpv6Message, reply: _Reply) -> Dhcpv6Message | None:
+    """RFC 8415 section 18.4: what may be meant for one server is told how to reach it, all else discarded."""
+    if asked.type not in _FOR_ONE_SERVER:
+        return None
+    reply.add(dhcpv6.status_option(Dhcpv6Status.USE_MULTICAST, "send to ff02::1:2"))
+    return reply.finish(Dhcpv6Type.REPLY)
+
+
 def _reply(asked: Dhcpv6Message, guest: GuestIPv6, network: GuestNetwork, reply: _Reply) -> Dhcpv6Message | None:
     """What to say to a client's valid message (RFC 8415 section 18.3)."""
     kind = Dhcpv6Type.REPLY
+    leases = _leases(guest, network)
+    associations = [_parse_association(option) for option in asked.all(*_ASSOCIATIONS)]
     match asked.type:
         case Dhcpv6Type.SOLICIT:
-            if asked.option(Dhcpv6OptionCode.RAPID_COMMIT) is None:
-                kind = Dhcpv6Type.ADVERTISE
-                reply.add(Dhcpv6Option(Dhcpv6OptionCode.PREFERENCE, b"\xff"))  # do not wait for others
-            else:
-                reply.add(Dhcpv6Option(Dhcpv6OptionCode.RAPID_COMMIT, b""))
-            reply.add(*_associations(asked, guest), *_parameters(asked, network))
+            kind = _offer(asked, associations, leases, reply)
+            _assign(asked, associations, leases, network, reply)
         case Dhcpv6Type.REQUEST | Dhcpv6Type.RENEW | Dhcpv6Type.REBIND:
-            reply.add(*_associations(asked, guest), *_parameters(asked, network))
+            _assign(asked, associations, leases, network, reply)
         case Dhcpv6Type.CONFIRM:
-            claimed = [address for _, ia in _parsed(asked) for address in _addresses(ia)]
+            claimed = [address for association in associations for address in association.addresses]
             if not claimed:  # nothing to confirm: RFC 8415 section 18.3.3
                 return None
-            reply.add(_confirmation(claimed, guest))
+            reply.add(_confirmation(claimed, leases))
         case Dhcpv6Type.RELEASE | Dhcpv6Type.DECLINE:
-            reply.add(dhcpv6.status_option(Dhcpv6Status.SUCCESS, "noted"))
+            reply.add(*_noted(associations, leases))
         case _:  # an information request: nothing else is valid
-            reply.add(*_parameters(asked, network))
+            _add_parameters(asked, network, leases, reply)
     return reply.finish(kind)
 
 
-def _parsed(asked: Dhcpv6Message) -> list[tuple[int, IdentityAssociation]]:
-    return [(option.code, dhcpv6.parse_association(option)) for option in asked.all(*_ASSOCIATIONS)]
+def _offer(asked: Dhcpv6Message, associations: Iterable[_Association], leases: _Leases, reply: _Reply) -> Dhcpv6Type:
+    """Whether to offer or to commit (RFC 8415 section 18.3.1); nothing can't be committed, and others may have more."""
+    if _chosen(associations, leases) is None:
+        return Dhcpv6Type.ADVERTISE
+    if asked.option(Dhcpv6OptionCode.RAPID_COMMIT) is None:
+        reply.add(Dhcpv6Option(Dhcpv6OptionCode.PREFERENCE, b"\xff"))  # do not wait for others
+        return Dhcpv6Type.ADVERTISE
+    reply.add(Dhcpv6Option(Dhcpv6OptionCode.RAPID_COMMIT, b""))
+    return Dhcpv6Type.REPLY
 
 
-def _addresses(association: IdentityAssociation) -> list[IPv6Address]:
-    """The addresses that the client names in an IA_NA or IA_TA."""
-    options = (option for option in association.options if option.code == Dhcpv6OptionCode.IA_ADDRESS)
-    return [dhcpv6.parse_address(option.value).address for option in options]
+def _leases(guest: GuestIPv6, network: GuestNetwork) -> _Leases:
+    """In local mode there is no address to have: link-local ones the guest makes itself."""
+    current = None if guest.address.is_link_local else guest.address
+    addresses = [(each.guest.address, each.on_host) for each in network.former]
+    former = frozenset(address for address, _ in addresses if isinstance(address, IPv6Address))
+    kept = former.intersection(address for address, on_host in addresses if on_host)
+    link = IPv6Interface((guest.address, min(64, guest.prefix_length)))
+    return _Leases(current, former, kept, link, host_side.lease_times(guest))
 
 
-def _associations(asked: Dhcpv6Message, guest: GuestIPv6) -> Iterable[Dhcpv6Option]:
-    """An answer to each IA: the first IA_NA, or the one that names it already, has the address; there are no
-    others.
+def _parse_association(option: Dhcpv6Option) -> _Association:
+    """An IA_PD names prefixes, not addresses."""
+    association = dhcpv6.parse_association(option)
+    options = (inner for inner in association.options if inner.code == Dhcpv6OptionCode.IA_ADDRESS)
+    addresses = dict.fromkeys(dhcpv6.parse_address(inner.value).address for inner in options)
+    return _Association(option.code, association.identifier, tuple(addresses))
+
+
+def _chosen(associations: Iterable[_Association], leases: _Leases) -> _Association | None:
+    """The one that has the address: an IA_NA that names it already, or has a former one, or the first."""
+    permanent = [association for association in associations if association.code == Dhcpv6OptionCode.IA_NA]
+    return min(permanent, key=leases.rank, default=None) if leases.current else None
+
+
+def _assign(
+    asked: Dhcpv6Message,
+    associations: list[_Association],
+    leases: _Leases,
+    network: GuestNetwork,
+    reply: _Reply,
+) -> None:
+    """An answer to each IA, the one that has the address first, for there may be no room for all; and parameters."""
+    chosen = _chosen(associations, leases)
+    for association in sorted(associations, key=lambda each: each is not chosen):
+        reply.add(_assigned(asked.type, association, leases, is_chosen=association is chosen))
+    _add_parameters(asked, network, leases, reply)
+
+
+def _assigned(kind: int, association: _Association, leases: _Leases, *, is_chosen: bool) -> Dhcpv6Option:
+    """The IA with the guest's address or a status; when it is renewed, also with what becomes of others (RFC 8415
+    sections 18.3.2, 18.3.4, 18.3.5): those the host still has are deprecated, all others not valid any more.
     """
-    parsed = _parsed(asked)
-    permanent = [ia for code, ia in parsed if code == Dhcpv6OptionCode.IA_NA]
-    if guest.address.is_link_local:  # local mode: SLAAC alone makes such addresses
-        permanent = []
-    first = permanent[0] if permanent else None
-    chosen = next((ia for ia in permanent if guest.address in _addresses(ia)), first)
-    for code, ia in parsed:
-        if ia is chosen:
-            yield _bound(asked, ia, guest)
-        elif code == Dhcpv6OptionCode.IA_PD:
-            yield _empty(code, ia, Dhcpv6Status.NO_PREFIX_AVAILABLE, "no prefixes here")
-        else:
-            yield _empty(code, ia, Dhcpv6Status.NO_ADDRESSES_AVAILABLE, "the host has one address")
+    if association.code == Dhcpv6OptionCode.IA_PD:
+        return _refused(association, Dhcpv6Status.NO_PREFIX_AVAILABLE, "no prefixes here")
+    if kind == Dhcpv6Type.REQUEST and not leases.are_on_link(association.addresses):
+        return _refused(association, Dhcpv6Status.NOT_ON_LINK, "not an address of this link")
+    times = leases.times
+    answers = []
+    if is_chosen and leases.current is not None:
+        answers.append(IaAddress(leases.current, times.valid_s, times.valid_s))
+    if kind in (Dhcpv6Type.RENEW, Dhcpv6Type.REBIND):
+        others = [address for address in association.addresses if address != leases.current]
+        answers += [IaAddress(each, 0, times.valid_s if each in leases.kept else 0) for each in others[:_MAX_OTHERS]]
+    if not answers:
+        return _refused(association, Dhcpv6Status.NO_ADDRESSES_AVAILABLE, "the host has one address, if any")
+    t1_s, t2_s = (times.renewal_s, times.rebinding_s) if any(each.valid_s for each in answers) else (0, 0)
+    options = tuple(map(dhcpv6.emit_address, answers))
+    return dhcpv6.emit_association(association.code, IdentityAssociation(association.identifier, t1_s, t2_s, options))
 
 
-def _bound(asked: Dhcpv6Message, ia: IdentityAssociation, guest: GuestIPv6) -> Dhcpv6Option:
-    """The IA_NA with the guest's address; others that the client has shall not be used any more."""
-    others = [address for address in dict.fromkeys(_addresses(ia)) if address != guest.address]
-    if asked.type == Dhcpv6Type.REQUEST and not _are_on_link(others, guest):
-        return _empty(Dhcpv6OptionCode.IA_NA, ia, Dhcpv6Status.NOT_ON_LINK, "not an address of this link")
-    options = [dhcpv6.emit_address(IaAddress(guest.address, LEASE_S, LEASE_S))]
-    if asked.type in (Dhcpv6Type.RENEW, Dhcpv6Type.REBIND):
-        options += [dhcpv6.emit_address(IaAddress(address)) for address in others[:_MAX_WITHDRAWN]]
-    bound = IdentityAssociation(ia.identifier, LEASE_S // 2, LEASE_S * 4 // 5, tuple(options))
-    return dhcpv6.emit_association(Dhcpv6OptionCode.IA_NA, bound)
+def _refused(association: _Association, status: Dhcpv6Status, text: str) -> Dhcpv6Option:
+    options = (dhcpv6.status_option(status, text),)
+    return dhcpv6.emit_association(association.code, IdentityAssociation(association.identifier, options=options))
 
 
-def _empty(code: int, ia: IdentityAssociation, status: Dhcpv6Status, text: str) -> Dhcpv6Option:
-    return dhcpv6.emit_association(
-        code, IdentityAssociation(ia.identifier, options=(dhcpv6.status_option(status, text),))
-    )
-
-
-def _confirmation(claimed: Iterable[IPv6Address], guest: GuestIPv6) -> Dhcpv6Option:
-    if _are_on_link(claimed, guest):
+def _confirmation(claimed: Iterable[IPv6Address], leases: _Leases) -> Dhcpv6Option:
+    if leases.are_on_link(claimed):
         return dhcpv6.status_option(Dhcpv6Status.SUCCESS, "all addresses are of this link")
     return dhcpv6.status_option(Dhcpv6Status.NOT_ON_LINK, "not all addresses are of this link")
 
 
-def _are_on_link(addresses: Iterable[IPv6Address], guest: GuestIPv6) -> bool:
-    """Whether all of them have the prefix of the host's interface or the /64 that is announced."""
-    network = IPv6Interface((guest.address, min(64, guest.prefix_length))).network
-    return all(address in network for address in addresses)
+def _noted(associations: Iterable[_Association], leases: _Leases) -> Iterable[Dhcpv6Option]:
+    """Success, and which IAs were never answered with an address (RFC 8415 sections 18.3.7, 18.3.8)."""
+    yield dhcpv6.status_option(Dhcpv6Status.SUCCESS, "noted")
+    for association in associations:
+        is_permanent = association.code == Dhcpv6OptionCode.IA_NA
+        if not is_permanent or (association.addresses and not leases.have(association)):
+            yield _refused(association, Dhcpv6Status.NO_BINDING, "not known here")
 
 
-def _parameters(asked: Dhcpv6Message, network: GuestNetwork) -> Iterable[Dhcpv6Option]:
-    """DNS servers and search list (RFC 3646), as far as the client asked for them; both, if it asked for
-    nothing.
+def _add_parameters(asked: Dhcpv6Message, network: GuestNetwork, leases: _Leases, reply: _Reply) -> None:
+    """DNS servers and search list (RFC 3646), the guest's name (RFC 4704), and when to ask again (RFC 8415 section
+    21.23), as far as the client asked for them.
     """
-    value = asked.option(Dhcpv6OptionCode.OPTION_REQUEST)
-    if value is not None and len(value) % 2:
-        raise MalformedPacket(f"DHCPv6 option request of {len(value)} bytes")
-    wanted: set[int] = {Dhcpv6OptionCode.DNS_SERVERS, Dhcpv6OptionCode.DOMAIN_LIST}
-    if value is not None:
-        wanted &= {int.from_bytes(value[at : at + 2], "big") for at in range(0, len(value), 2)}
+    wanted = _wanted(asked)
     servers = network.resolvers.ipv6[: host_side.MAX_DNS_SERVERS]
     if servers and Dhcpv6OptionCode.DNS_SERVERS in wanted:
-        yield Dhcpv6Option(Dhcpv6OptionCode.DNS_SERVERS, host_side.packed_list(servers))
-    search = host_side.search_list(network, _MAX_SEARCH_BYTES)
+        reply.add(Dhcpv6Option(Dhcpv6OptionCode.DNS_SERVERS, host_side.packed_list(servers)))
+    if Dhcpv6OptionCode.INFORMATION_REFRESH_TIME in wanted and asked.type == Dhcpv6Type.INFORMATION_REQUEST:
+        refresh_s = max(IRT_MINIMUM_S, leases.times.renewal_s)
+        reply.add(Dhcpv6Option(Dhcpv6OptionCode.INFORMATION_REFRESH_TIME, refresh_s.to_bytes(4, "big")))
+    if network.fqdn and domain.is_encodable(network.fqdn) and Dhcpv6OptionCode.CLIENT_FQDN in wanted:
+        reply.add(_named(asked, network.fqdn))
+    search = host_side.search_list(network, min(_MAX_SEARCH_BYTES, reply.room_bytes - _OPTION_HEAD_BYTES))
     if search and Dhcpv6OptionCode.DOMAIN_LIST in wanted:
-        yield Dhcpv6Option(Dhcpv6OptionCode.DOMAIN_LIST, domain.emit_list(search))
+        reply.add(Dhcpv6Option(Dhcpv6OptionCode.DOMAIN_LIST, domain.emit_list(search)))
+
+
+def _wanted(asked: Dhcpv6Message) -> set[int]:
+    """The codes in the client's option request; without one, it is taken to want DNS, and what it speaks of itself."""
+    value = asked.option(Dhcpv6OptionCode.OPTION_REQUEST)
+    if value is None:
+        names = {option.code for option in asked.all(Dhcpv6OptionCode.CLIENT_FQDN)}
+        return {Dhcpv6OptionCode.DNS_SERVERS, Dhcpv6OptionCode.DOMAIN_LIST} | names
+    if len(value) % 2:
+        raise MalformedPacket(f"DHCPv6 option request of {len(value)} bytes")
+    return {int.from_bytes(value[at : at + 2], "big") for at in range(0, len(value), 2)}
+
+
+def _named(asked: Dhcpv6Message, name: str) -> Dhcpv6Option:
+    """The guest's name, with the flags that say: no DNS records are kept for it (RFC 4704 sections 4.1, 6).
+
+    RFC 4704 wants it told only to clients that also sent the option; one that requests a name may have none to send.
+    """
+    return dhcpv6.emit_fqdn(ClientFqdn(name, overridden=_wants_records(asked), no_updates=True))
+
+
+def _wants_records(asked: Dhcpv6Message) -> bool:
+    """Whether the client wants the server to keep its AAAA records; if that is malformed, it does not say so."""
+    value = asked.option(Dhcpv6OptionCode.CLIENT_FQDN)
+    try:
+        return value is not None and dhcpv6.parse_fqdn(value).server_updates
+    except MalformedPacket:
+        return False

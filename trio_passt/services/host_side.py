@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 
+from attrs import frozen
+
 from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
 from trio_passt.wire import domain, ip, udp
 from trio_passt.wire.ip import IPProtocol
@@ -14,7 +16,37 @@ IPV6_MIN_MTU_BYTES = 1280
 MAX_DNS_SERVERS = 16
 """So many are told the guest: more than any resolver asks, and few enough for every option and packet."""
 
+LEASE_S = 86400
+"""A day: a guest that was suspended over night comes back with its address, and keeps its connections."""
+
+RENEWAL_S = 600
+"""The guest asks again after so long (T1), and so learns within ten minutes that the host's network has changed."""
+
+REBINDING_S = LEASE_S * 7 // 8
+"""Then it asks whoever may answer (T2, RFC 2131 section 4.4.5)."""
+
+LOCAL_LEASE_S = 120
+LOCAL_RENEWAL_S = 30
+LOCAL_REBINDING_S = LOCAL_LEASE_S * 7 // 8
+"""The same in local mode: a host that was offline may soon have a network, and the guest shall soon have it, too."""
+
 _FALLBACKS = (IPv4Address("169.254.2.2"), IPv4Address("169.254.2.1"))
+
+
+@frozen
+class LeaseTimes:
+    """How long an address is the guest's, and when it asks again: first whom it has it from, then everybody."""
+
+    valid_s: int
+    renewal_s: int
+    rebinding_s: int
+
+
+def lease_times(guest: GuestIPv4 | GuestIPv6) -> LeaseTimes:
+    """What DHCP and DHCPv6 tell with an address."""
+    if guest.is_local:
+        return LeaseTimes(LOCAL_LEASE_S, LOCAL_RENEWAL_S, LOCAL_REBINDING_S)
+    return LeaseTimes(LEASE_S, RENEWAL_S, REBINDING_S)
 
 
 def ipv4_address(guest: GuestIPv4) -> IPv4Address:
@@ -49,7 +81,8 @@ def search_list(network: GuestNetwork, limit_bytes: int) -> tuple[str, ...]:
     """
     names: list[str] = []
     for name in filter(domain.is_encodable, network.resolvers.search):
-        if len(domain.emit_list([*names, name])) > limit_bytes:
+        limit_bytes -= len(domain.emit(name))
+        if limit_bytes < 0:
             break
         names.append(name)
     return tuple(names)

@@ -2,18 +2,27 @@
 
 Duplicate address detection is left alone (RFC 4862 section 5.4): its solicitations come from the unspecified
 address, and only one for the router's own address is answered.
+
+When the host's network changes, the guest is told what holds now and what does not hold any more.  Prefixes that
+are gone stay in each advertisement for as long as they are known, so that none of them has to arrive; resolvers
+and search domains that are gone are taken back once, and else end with their lifetime.
 """
 
+from collections.abc import Iterable
 from ipaddress import IPv6Address, IPv6Interface
 
-from trio_passt.config import GuestIPv6, GuestNetwork
+from attrs import evolve
+
+from trio_passt.config import Former, GuestIPv6, GuestNetwork, Resolvers
 from trio_passt.services import host_side
-from trio_passt.wire import icmp, ip, ndp
+from trio_passt.wire import icmp, ip, ipv6, ndp
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.icmp import IcmpMessage
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.ndp import (
     HOP_LIMIT,
+    DnsSearch,
+    DnsServers,
     NeighborAdvertisement,
     NeighborSolicitation,
     Prefix,
@@ -35,9 +44,13 @@ PREFIX_PREFERRED_S = 14400
 """Renewed with each advertisement; shorter than RFC 4861's month, because the host's prefix may change."""
 
 ALL_NODES = IPv6Address("ff02::1")
+ALL_ROUTERS = IPv6Address("ff02::2")
 GUEST_HOP_LIMIT = 64
 
 _MAX_SEARCH_BYTES = 512
+_MAX_FORMER_PREFIXES = 4
+"""With so many, 16 servers that hold, 16 that do not, and a long search list, an advertisement has 1280 bytes."""
+_DNS_OPTION_HEAD_BYTES = 8
 _SOLICITED_NODE = IPv6Address("ff02::1:ff00:0").packed[:13]
 _UNSPECIFIED = bytes(16)
 _TO_GROUP = bytes(6)
@@ -70,18 +83,41 @@ def answer(
         case RouterSolicitation(source_mac):
             if source == _UNSPECIFIED and source_mac is not None:
                 raise MalformedPacket("router solicitation from :: with a source link-layer address")
-            to = ALL_NODES if source == _UNSPECIFIED else IPv6Address(source)
-            return _advertise(guest_mac, to, network.ipv6, network, ROUTER_LIFETIME_S)
+            return _answer_router(guest_mac, source, destination, network.ipv6, network)
     return None
 
 
 def advertisement(network: GuestNetwork, *, router_lifetime_s: int = ROUTER_LIFETIME_S) -> bytes:
     """An unsolicited router advertisement, to all nodes; a lifetime of 0 says that the router goes (section
-    6.2.5).
+    6.2.5), and the resolvers with it.
 
     ValueError: IPv6 is off.
     """
-    return _advertise(_TO_GROUP, ALL_NODES, _ipv6(network), network, router_lifetime_s)
+    router = host_side.ipv6_address(_ipv6(network), network.host_mac)
+    return _frame(_TO_GROUP, router, ALL_NODES, _advertised(network, router_lifetime_s), network)
+
+
+def changes(before: GuestNetwork, now: GuestNetwork) -> list[bytes]:
+    """Unsolicited advertisements that tell a guest that knew `before` what holds `now`; none if IPv6 is as it was.
+
+    A router that is not the guest's any more says so itself (RFC 4861 section 6.2.5). A prefix that is gone is
+    deprecated: addresses of it are kept for as long as the host keeps its own, or else for two hours at most
+    (RFC 4862 section 5.5.3 e), so connections go on. Resolvers and search domains that are gone are taken back
+    (RFC 8106 sections 5.1, 5.2).
+    """
+    if _known(before) == _known(now):
+        return []
+    former, current = _router(before), _router(now)
+    holds = _held(now)
+    frames = []
+    if former is not None and former != current:
+        farewell = RouterAdvertisement(
+            0, GUEST_HOP_LIMIT, managed=holds.managed, other=holds.other, source_mac=before.host_mac
+        )
+        frames.append(_frame(_TO_GROUP, former, ALL_NODES, _withdraw(farewell, before, now), before))
+    if current is not None:
+        frames.append(_frame(_TO_GROUP, current, ALL_NODES, _withdraw(holds, before, now), now))
+    return frames
 
 
 def solicitation(network: GuestNetwork) -> bytes:
@@ -125,36 +161,113 @@ def _check_solicitation(source: bytes, destination: bytes, asked: NeighborSolici
 def _answer_neighbor(
     guest_mac: bytes, source: bytes, asked: NeighborSolicitation, guest: GuestIPv6, network: GuestNetwork
 ) -> bytes | None:
-    is_router = asked.target in (guest.gateway, host_side.ipv6_address(guest, network.host_mac))
+    target = asked.target
+    is_router = target in (guest.gateway, host_side.ipv6_address(guest, network.host_mac))
     probing = source == _UNSPECIFIED
-    if asked.target == guest.address or asked.target.packed == source or (probing and not is_router):
+    if target == guest.address or target.packed == source or target.is_unspecified or target.is_loopback:
+        return None
+    if probing and not is_router:
         return None
     to = ALL_NODES if probing else IPv6Address(source)
-    reply = NeighborAdvertisement(
-        asked.target, network.host_mac, router=is_router, solicited=not probing, override=True
-    )
-    return _frame(guest_mac, asked.target, to, reply, network)
+    reply = NeighborAdvertisement(target, network.host_mac, router=is_router, solicited=not probing, override=True)
+    return _frame(guest_mac, target, to, reply, network)
 
 
-def _advertise(
-    guest_mac: bytes, to: IPv6Address, guest: GuestIPv6, network: GuestNetwork, router_lifetime_s: int
-) -> bytes:
-    has_global = not guest.address.is_link_local
-    prefix = IPv6Interface((guest.address, 64)).network.network_address
+def _answer_router(
+    guest_mac: bytes, source: bytes, destination: bytes, guest: GuestIPv6, network: GuestNetwork
+) -> bytes | None:
+    """To a neighbour that is no router a solicitation says nothing (RFC 4861 section 6.2.6); the router is in
+    two groups.
+    """
+    router = host_side.ipv6_address(guest, network.host_mac)
+    if IPv6Address(destination) not in (ALL_ROUTERS, ALL_NODES, router):
+        return None
+    to = ALL_NODES if source == _UNSPECIFIED else IPv6Address(source)
+    return _frame(guest_mac, router, to, _advertised(network), network)
+
+
+def _router(network: GuestNetwork) -> IPv6Address | None:
+    return None if network.ipv6 is None else host_side.ipv6_address(network.ipv6, network.host_mac)
+
+
+def _known(network: GuestNetwork) -> tuple[object, ...]:
+    """What the guest knows of IPv6 from advertisements and from DHCPv6."""
+    return _router(network), network.ipv6 and network.ipv6.address, _advertised(network)
+
+
+def _advertised(network: GuestNetwork, router_lifetime_s: int = ROUTER_LIFETIME_S) -> RouterAdvertisement:
+    """What every advertisement says: what holds, and former prefixes."""
+    return _withdraw(_held(network, router_lifetime_s), network, network)
+
+
+def _held(network: GuestNetwork, router_lifetime_s: int = ROUTER_LIFETIME_S) -> RouterAdvertisement:
+    """What holds now; nothing, if IPv6 is off."""
+    if network.ipv6 is None:
+        return RouterAdvertisement(0, GUEST_HOP_LIMIT, source_mac=network.host_mac)
+    prefix = _prefix(network.ipv6)
     has_mtu = network.mtu_bytes >= host_side.IPV6_MIN_MTU_BYTES
-    value = RouterAdvertisement(
-        router_lifetime_s,
+    servers, search = _told_servers(network), _told_search(network)
+    return RouterAdvertisement(
+        0 if network.ipv6_offline else router_lifetime_s,
         GUEST_HOP_LIMIT,
-        managed=has_global,
+        managed=prefix is not None,
         other=True,
         source_mac=network.host_mac,
         mtu_bytes=network.mtu_bytes if has_mtu else None,
-        prefixes=(Prefix(prefix, 64, PREFIX_VALID_S, PREFIX_PREFERRED_S),) if has_global else (),
-        dns_lifetime_s=router_lifetime_s,
-        dns_servers=network.resolvers.ipv6[: host_side.MAX_DNS_SERVERS],
-        dns_search=host_side.search_list(network, _MAX_SEARCH_BYTES),
+        prefixes=(Prefix(prefix, 64, PREFIX_VALID_S, PREFIX_PREFERRED_S),) if prefix else (),
+        dns_servers=(DnsServers(router_lifetime_s, servers),) if servers else (),
+        dns_search=(DnsSearch(router_lifetime_s, search),) if search else (),
     )
-    return _frame(guest_mac, host_side.ipv6_address(guest, network.host_mac), to, value, network)
+
+
+def _withdraw(value: RouterAdvertisement, before: GuestNetwork, now: GuestNetwork) -> RouterAdvertisement:
+    """`value`, and what a guest that knew `before` shall not go by any more `now`; search domains as far as there
+    is room.
+    """
+    former = now.former if before.ipv6 is None else (Former(before.ipv6, on_host=False), *now.former)
+    value = evolve(value, prefixes=(*value.prefixes, *_former_prefixes(former, now.ipv6)))
+    servers = tuple(server for server in _told_servers(before) if server not in _told_servers(now))
+    if servers:
+        value = evolve(value, dns_servers=(*value.dns_servers, DnsServers(0, servers)))
+    told = {_same_name(name) for name in _told_search(now)}
+    gone = tuple(name for name in _told_search(before) if _same_name(name) not in told)
+    room_bytes = host_side.IPV6_MIN_MTU_BYTES - ipv6.HEADER_BYTES - icmp.HEADER_BYTES - len(ndp.emit(value).body)
+    search = _fitting(gone, room_bytes - _DNS_OPTION_HEAD_BYTES)
+    return evolve(value, dns_search=(*value.dns_search, DnsSearch(0, search))) if search else value
+
+
+def _former_prefixes(former: Iterable[Former], guest: GuestIPv6 | None) -> tuple[Prefix, ...]:
+    """Those that the guest shall make no new connections from, the latest first."""
+    on_host: dict[IPv6Address, bool] = {}
+    for each in former:
+        prefix = _prefix(each.guest) if isinstance(each.guest, GuestIPv6) else None
+        if prefix is not None and (guest is None or prefix != _prefix(guest)):
+            on_host[prefix] = on_host.get(prefix, False) or each.on_host
+    prefixes = (Prefix(prefix, 64, PREFIX_VALID_S if kept else 0, 0) for prefix, kept in on_host.items())
+    return tuple(prefixes)[:_MAX_FORMER_PREFIXES]
+
+
+def _prefix(guest: GuestIPv6) -> IPv6Address | None:
+    """The /64 for SLAAC; a link-local address has none to announce."""
+    if guest.address.is_link_local:
+        return None
+    return IPv6Interface((guest.address, 64)).network.network_address
+
+
+def _told_servers(network: GuestNetwork) -> tuple[IPv6Address, ...]:
+    return network.resolvers.ipv6[: host_side.MAX_DNS_SERVERS] if network.ipv6 else ()
+
+
+def _told_search(network: GuestNetwork) -> tuple[str, ...]:
+    return host_side.search_list(network, _MAX_SEARCH_BYTES) if network.ipv6 else ()
+
+
+def _fitting(names: tuple[str, ...], limit_bytes: int) -> tuple[str, ...]:
+    return host_side.search_list(GuestNetwork(resolvers=Resolvers(search=names)), limit_bytes)
+
+
+def _same_name(name: str) -> str:
+    return name.lower().removesuffix(".")
 
 
 def _frame(

@@ -6,7 +6,7 @@ them overflow as the message's size demands.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from ipaddress import IPv4Address
 
@@ -29,7 +29,11 @@ _BROADCAST_FLAG = 0x8000
 _FILE_BYTES = 128
 _SNAME_BYTES = 64
 _OPTIONS_START = FIXED_BYTES + len(MAGIC_COOKIE)
+EMPTY_MESSAGE_BYTES = _OPTIONS_START + 1
+"""Of a message whose options are none: the END option is there in any case."""
 _OVERLOAD_BYTES = 3
+_FILE, _SNAME = 1, 2
+"""Bits of option 52 (RFC 2132 section 9.3): the fields that hold options."""
 
 
 class DhcpOperation(IntEnum):
@@ -59,6 +63,7 @@ class DhcpOption(IntEnum):
     SUBNET_MASK = 1
     ROUTER = 3
     DOMAIN_NAME_SERVER = 6
+    HOST_NAME = 12
     DOMAIN_NAME = 15
     INTERFACE_MTU = 26
     REQUESTED_ADDRESS = 50
@@ -71,10 +76,16 @@ class DhcpOption(IntEnum):
     MAX_MESSAGE_SIZE = 57
     RENEWAL_TIME = 58
     REBINDING_TIME = 59
+    VENDOR_CLASS = 60
     CLIENT_IDENTIFIER = 61
+    SERVER_NAME = 66
+    BOOT_FILE = 67
     RAPID_COMMIT = 80  # RFC 4039
+    CLIENT_FQDN = 81  # RFC 4702
+    CLIENT_MACHINE = 97  # RFC 4578
     DOMAIN_SEARCH = 119  # RFC 3397
     CLASSLESS_ROUTES = 121  # RFC 3442
+    MICROSOFT_ROUTES = 249  # the same, from before the RFC; MS-DHCPE section 2.2.8
     END = 255
 
 
@@ -177,26 +188,20 @@ def _parse_options(field: bytes, options: dict[int, bytearray]) -> None:
         offset = end
 
 
-def emit(message: DhcpMessage, limit_bytes: int = MAX_MESSAGE_BYTES, *, may_overload: bool = True) -> bytes:
+def emit(
+    message: DhcpMessage,
+    limit_bytes: int = MAX_MESSAGE_BYTES,
+    *,
+    may_overload: bool = True,
+    dearest: Sequence[int] = (),
+) -> bytes:
     """The message, at least 300 bytes and at most `limit_bytes`, which must be 300 or more.
 
-    Options that do not fit go, in their order, into the `file` and `sname` fields where those are free; what
-    then has no room is left out, so the dearest options come first.
+    Options that do not fit go, in their order, into the `file` and `sname` fields, if need be also into one that
+    has a name: that goes as option 67 or 66 then (RFC 2132 sections 9.4, 9.5).  What still has no room is left
+    out, always whole: of the codes in `dearest` the last first, and before any of these the last of the others.
     """
-    sname, file = message.server_name, message.boot_file
-    options_room = limit_bytes - _OPTIONS_START - 1
-    (options,), left_out = _place(message.options, [options_room])
-    if left_out and may_overload:
-        rooms = [
-            options_room - _OVERLOAD_BYTES,
-            0 if file else _FILE_BYTES - 1,
-            0 if sname else _SNAME_BYTES - 1,
-        ]
-        (options, file_options, sname_options), _left_out = _place(message.options, rooms)
-        if overload := (1 if file_options else 0) | (2 if sname_options else 0):
-            options += bytes((DhcpOption.OVERLOAD, 1, overload))
-        file = file + file_options + _end(file_options)
-        sname = sname + sname_options + _end(sname_options)
+    layout = _layout(message, limit_bytes - EMPTY_MESSAGE_BYTES, may_overload, dearest)
     fixed = _FIXED.pack(
         message.operation,
         message.hardware_type,
@@ -210,25 +215,91 @@ def emit(message: DhcpMessage, limit_bytes: int = MAX_MESSAGE_BYTES, *, may_over
         message.siaddr.packed,
         message.giaddr.packed,
         message.client_mac,
-        sname,
-        file,
+        layout.sname,
+        layout.file,
     )
-    return (fixed + MAGIC_COOKIE + options + bytes((DhcpOption.END,))).ljust(MIN_MESSAGE_BYTES, b"\0")
+    return (fixed + MAGIC_COOKIE + layout.options + bytes((DhcpOption.END,))).ljust(MIN_MESSAGE_BYTES, b"\0")
 
 
-def _place(options: Sequence[tuple[int, bytes]], rooms: Sequence[int]) -> tuple[list[bytes], bool]:
-    """Each option whole in the first field that has room for it; and whether some had to be left out."""
+@frozen
+class _Layout:
+    """What is where in a message; and how many options are nowhere: of the dearest, and in all."""
+
+    options: bytes
+    file: bytes
+    sname: bytes
+    left_out: tuple[int, int]
+
+
+def _layout(message: DhcpMessage, room_bytes: int, may_overload: bool, dearest: Sequence[int]) -> _Layout:
+    """With no more fields overloaded than it takes; if all do not suffice, the one that leaves out least."""
+    free = (0 if message.boot_file else _FILE) | (0 if message.server_name else _SNAME)
+    layouts = []
+    for fields in (0, free, _FILE | _SNAME) if may_overload else (0,):
+        layout = _overloaded(message, room_bytes, fields, dearest)
+        if layout.left_out == (0, 0):
+            return layout
+        layouts.append(layout)
+    return min(layouts, key=lambda layout: layout.left_out)
+
+
+def _overloaded(message: DhcpMessage, room_bytes: int, fields: int, dearest: Sequence[int]) -> _Layout:
+    """The layout in which `fields`, as bits of option 52, have room for options."""
+    options = dict(message.options)
+    file, sname = message.boot_file, message.server_name
+    rooms = [room_bytes - _OVERLOAD_BYTES if fields else room_bytes, 0, 0]
+    if fields & _FILE:
+        rooms[1] = _FILE_BYTES - 1
+        if file:
+            options.setdefault(DhcpOption.BOOT_FILE, file)
+            file, dearest = b"", (*dearest, DhcpOption.BOOT_FILE)
+    if fields & _SNAME:
+        rooms[2] = _SNAME_BYTES - 1
+        if sname:
+            options.setdefault(DhcpOption.SERVER_NAME, sname)
+            sname, dearest = b"", (*dearest, DhcpOption.SERVER_NAME)
+    (main, file_options, sname_options), left_out = _fit(options, rooms, dearest)
+    if overload := (_FILE if file_options else 0) | (_SNAME if sname_options else 0):
+        main += bytes((DhcpOption.OVERLOAD, 1, overload))
+    return _Layout(
+        main,
+        file + file_options + _end(file_options),
+        sname + sname_options + _end(sname_options),
+        (len(left_out.intersection(dearest)), len(left_out)),
+    )
+
+
+def _fit(options: dict[int, bytes], rooms: Sequence[int], dearest: Sequence[int]) -> tuple[list[bytes], set[int]]:
+    """As many of the options as there is room for, the dearest first, and the codes of the others."""
+    placed = _place(options.items(), rooms)
+    if placed is not None:
+        return placed, set()
+    kept: set[int] = set()
+    fields = [b""] * len(rooms)
+    for code in sorted(options, key=lambda code: dearest.index(code) if code in dearest else len(dearest)):
+        placed = _place([option for option in options.items() if option[0] in kept or option[0] == code], rooms)
+        if placed is not None:
+            kept.add(code)
+            fields = placed
+    return fields, options.keys() - kept
+
+
+def _place(options: Collection[tuple[int, bytes]], rooms: Sequence[int]) -> list[bytes] | None:
+    """Each option whole in the first field that has room for it, or None if one has no room anywhere."""
     fields = [b"" for _ in rooms]
-    left_out = False
     for code, value in options:
         encoded = _emit_option(code, value)
-        for index, room in enumerate(rooms):
-            if len(fields[index]) + len(encoded) <= room:
-                fields[index] += encoded
-                break
-        else:
-            left_out = True
-    return fields, left_out
+        fitting = (index for index, room in enumerate(rooms) if len(fields[index]) + len(encoded) <= room)
+        index = next(fitting, None)
+        if index is None:
+            return None
+        fields[index] += encoded
+    return fields
+
+
+def encoded_bytes(options: Mapping[int, bytes]) -> int:
+    """How much room the options take, if they stand in one field."""
+    return sum(len(_emit_option(code, value)) for code, value in options.items())
 
 
 def _emit_option(code: int, value: bytes) -> bytes:

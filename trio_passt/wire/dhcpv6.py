@@ -10,6 +10,7 @@ from ipaddress import IPv6Address
 
 from attrs import frozen
 
+from trio_passt.wire import domain
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
 
@@ -22,6 +23,7 @@ MAX_DUID_BYTES = 130
 _OPTION = struct.Struct("!HH")
 _TIMES = struct.Struct("!III")
 _ADDRESS = struct.Struct("!16sII")
+_SERVER_UPDATES, _OVERRIDDEN, _NO_UPDATES = 1, 2, 4
 
 
 class Dhcpv6Type(IntEnum):
@@ -58,6 +60,8 @@ class Dhcpv6OptionCode(IntEnum):
     DNS_SERVERS = 23  # RFC 3646
     DOMAIN_LIST = 24  # RFC 3646
     IA_PD = 25
+    INFORMATION_REFRESH_TIME = 32
+    CLIENT_FQDN = 39  # RFC 4704
 
 
 class Dhcpv6Status(IntEnum):
@@ -119,6 +123,21 @@ class IaAddress:
     preferred_s: int = 0
     valid_s: int = 0
     options: tuple[Dhcpv6Option, ...] = ()
+
+
+@frozen
+class ClientFqdn:
+    """The value of a client FQDN option (RFC 4704 section 4), with its flags S, O and N.
+
+    `server_updates`: the server is to keep the name's AAAA records; `overridden`: the client wanted it otherwise;
+    `no_updates`: the server keeps no records at all.  `name` may be empty; not `qualified`: it may lack its end.
+    """
+
+    name: str
+    server_updates: bool = False
+    overridden: bool = False
+    no_updates: bool = False
+    qualified: bool = True
 
 
 def parse(payload: Buffer) -> Dhcpv6Message:
@@ -204,3 +223,21 @@ def emit_address(address: IaAddress) -> Dhcpv6Option:
 def status_option(status: Dhcpv6Status, text: str) -> Dhcpv6Option:
     """A status code option with a text for people (RFC 8415 section 21.13)."""
     return Dhcpv6Option(Dhcpv6OptionCode.STATUS_CODE, status.to_bytes(2, "big") + text.encode())
+
+
+def parse_fqdn(value: bytes) -> ClientFqdn:
+    """The value of a client FQDN option.  Malformed: no flags, or a name that is none."""
+    if not value:
+        raise MalformedPacket("DHCPv6 client FQDN of 0 bytes")
+    name, qualified = domain.parse_alone(value[1:])
+    server_updates, overridden, no_updates = (
+        bool(value[0] & flag) for flag in (_SERVER_UPDATES, _OVERRIDDEN, _NO_UPDATES)
+    )
+    return ClientFqdn(name, server_updates, overridden, no_updates, qualified)
+
+
+def emit_fqdn(fqdn: ClientFqdn) -> Dhcpv6Option:
+    """A client FQDN option.  ValueError: the name is not encodable."""
+    flags = fqdn.server_updates * _SERVER_UPDATES | fqdn.overridden * _OVERRIDDEN | fqdn.no_updates * _NO_UPDATES
+    name = domain.emit(fqdn.name) if fqdn.qualified else domain.emit_partial(fqdn.name)
+    return Dhcpv6Option(Dhcpv6OptionCode.CLIENT_FQDN, bytes((flags,)) + name)

@@ -1,7 +1,8 @@
 """Domain names as DNS writes them (RFC 1035 section 3.1), alone and in lists.
 
 Search lists travel in three options: DHCP's 119 with compression (RFC 3397), DHCPv6's 24 (RFC 8415 section
-10) and the DNSSL option of router advertisements (RFC 8106 section 5.2) without.  A name here is a `str` of
+10) and the DNSSL option of router advertisements (RFC 8106 section 5.2) without; a client's name alone, and maybe
+without its end, in the client FQDN options (RFC 4702, RFC 4704).  A name here is a `str` of
 labels joined by dots, without the root's dot at the end: `lab.example.com`.
 """
 
@@ -30,6 +31,14 @@ def is_encodable(name: str) -> bool:
 def emit(name: str) -> bytes:
     """`name`, without compression.  ValueError: `name` is not encodable."""
     return b"".join(_emit_label(label) for label in _labels(_checked(name))) + b"\0"
+
+
+def emit_partial(name: str) -> bytes:
+    """`name` without the root's zero at its end, which says that more may follow; no bytes for an empty one.
+
+    So the client FQDN options have it (RFC 4702 section 3.3, RFC 4704 section 4.2).  ValueError: not encodable.
+    """
+    return emit(name)[:-1] if name else b""
 
 
 def emit_list(names: Iterable[str]) -> bytes:
@@ -78,6 +87,19 @@ def parse_list(data: Buffer, *, padded: bool = False) -> tuple[str, ...]:
             raise MalformedPacket("the root in a list of domain names")
         names.append(".".join(labels))
     return tuple(names)
+
+
+def parse_alone(data: Buffer) -> tuple[str, bool]:
+    """The one name that fills `data`, and whether it is fully qualified: whether the root's zero ends it.
+
+    That of no labels is empty and not qualified, with or without the zero.
+    Malformed: as in a list; a pointer; a name that bytes follow.
+    """
+    data = bytes(data)
+    labels, end = _parse_name(data + b"\0", 0)
+    if end < len(data):
+        raise MalformedPacket(f"domain name of {end} bytes and {len(data) - end} after it")
+    return ".".join(labels), bool(labels) and end == len(data)
 
 
 def _parse_name(data: bytes, start: int) -> tuple[list[str], int]:

@@ -77,11 +77,24 @@ class Prefix:
 
 
 @frozen
-class RouterAdvertisement:
-    """RFC 4861 section 4.2.  0 for `router_lifetime_s` means: not a default router; for the others: not told.
+class DnsServers:
+    """An RDNSS option (RFC 8106 section 5.1): 1 to 127 servers; a lifetime of 0 takes them back."""
 
-    `dns_lifetime_s` holds for the servers and for the search list (RFC 8106 sections 5.1, 5.2).
-    """
+    lifetime_s: int
+    addresses: tuple[IPv6Address, ...]
+
+
+@frozen
+class DnsSearch:
+    """A DNSSL option (RFC 8106 section 5.2): at least one search domain; a lifetime of 0 takes them back."""
+
+    lifetime_s: int
+    names: tuple[str, ...]
+
+
+@frozen
+class RouterAdvertisement:
+    """RFC 4861 section 4.2.  0 for `router_lifetime_s` means: not a default router; for the others: not told."""
 
     router_lifetime_s: int
     hop_limit: int = 0
@@ -92,9 +105,8 @@ class RouterAdvertisement:
     source_mac: bytes | None = None
     mtu_bytes: int | None = None
     prefixes: tuple[Prefix, ...] = ()
-    dns_lifetime_s: int = 0
-    dns_servers: tuple[IPv6Address, ...] = ()
-    dns_search: tuple[str, ...] = ()
+    dns_servers: tuple[DnsServers, ...] = ()
+    dns_search: tuple[DnsSearch, ...] = ()
 
 
 NdpMessage = RouterSolicitation | RouterAdvertisement | NeighborSolicitation | NeighborAdvertisement
@@ -126,7 +138,10 @@ def parse(message: IcmpMessage) -> NdpMessage:
 
 
 def emit(value: NdpMessage) -> IcmpMessage:
-    """The ICMPv6 message that says `value`.  ValueError: a search domain that is not encodable."""
+    """The ICMPv6 message that says `value`.
+
+    ValueError: a search domain that is not encodable, an option of more than 2040 bytes.
+    """
     match value:
         case RouterSolicitation(source_mac):
             kind = Icmpv6Type.ROUTER_SOLICITATION
@@ -186,10 +201,10 @@ def _emit_option(kind: int, value: bytes) -> bytes:
 def _parse_router_advertisement(body: bytes) -> RouterAdvertisement:
     options = _options(body, _ADVERTISEMENT.size)
     hop_limit, flags, lifetime_s, reachable_ms, retransmit_ms = _ADVERTISEMENT.unpack_from(body)
-    mtu_bytes, dns_lifetime_s = None, 0
+    mtu_bytes = None
     prefixes: list[Prefix] = []
-    servers: list[IPv6Address] = []
-    search: list[str] = []
+    servers: list[DnsServers] = []
+    search: list[DnsSearch] = []
     for kind, value in options:
         match kind:
             case NdpOption.MTU if len(value) == 6:
@@ -197,11 +212,11 @@ def _parse_router_advertisement(body: bytes) -> RouterAdvertisement:
             case NdpOption.PREFIX_INFORMATION if len(value) == _PREFIX.size:
                 prefixes.append(_parse_prefix(value))
             case NdpOption.RECURSIVE_DNS if len(value) % 16 == 6 and len(value) > 6:
-                dns_lifetime_s = int.from_bytes(value[2:6], "big")
-                servers += [IPv6Address(value[at : at + 16]) for at in range(6, len(value), 16)]
-            case NdpOption.DNS_SEARCH if len(value) > 6:
-                dns_lifetime_s = int.from_bytes(value[2:6], "big")
-                search += domain.parse_list(value[6:], padded=True)
+                addresses = tuple(IPv6Address(value[at : at + 16]) for at in range(6, len(value), 16))
+                servers.append(DnsServers(int.from_bytes(value[2:6], "big"), addresses))
+            case NdpOption.DNS_SEARCH if any(value[6:]):
+                names = domain.parse_list(value[6:], padded=True)
+                search.append(DnsSearch(int.from_bytes(value[2:6], "big"), names))
     return RouterAdvertisement(
         lifetime_s,
         hop_limit,
@@ -212,7 +227,6 @@ def _parse_router_advertisement(body: bytes) -> RouterAdvertisement:
         _link_layer(NdpOption.SOURCE_LINK_LAYER, options),
         mtu_bytes,
         tuple(prefixes),
-        dns_lifetime_s,
         tuple(servers),
         tuple(search),
     )
@@ -236,13 +250,16 @@ def _emit_router_advertisement(value: RouterAdvertisement) -> bytes:
         body += _emit_option(NdpOption.MTU, bytes(2) + value.mtu_bytes.to_bytes(4, "big"))
     for prefix in value.prefixes:
         body += _emit_option(NdpOption.PREFIX_INFORMATION, _emit_prefix(prefix))
-    lifetime = bytes(2) + value.dns_lifetime_s.to_bytes(4, "big")
-    if value.dns_servers:
-        packed = b"".join(server.packed for server in value.dns_servers)
-        body += _emit_option(NdpOption.RECURSIVE_DNS, lifetime + packed)
-    if value.dns_search:
-        body += _emit_option(NdpOption.DNS_SEARCH, lifetime + domain.emit_list(value.dns_search))
+    for servers in value.dns_servers:
+        packed = b"".join(address.packed for address in servers.addresses)
+        body += _emit_option(NdpOption.RECURSIVE_DNS, _emit_lifetime(servers.lifetime_s) + packed)
+    for search in value.dns_search:
+        body += _emit_option(NdpOption.DNS_SEARCH, _emit_lifetime(search.lifetime_s) + domain.emit_list(search.names))
     return body
+
+
+def _emit_lifetime(lifetime_s: int) -> bytes:
+    return bytes(2) + lifetime_s.to_bytes(4, "big")
 
 
 def _emit_prefix(prefix: Prefix) -> bytes:

@@ -11,11 +11,14 @@ import trio
 from trio_passt.cli.main import main
 from trio_passt.config import Config, PortForward
 from trio_passt.errors import StartupError
+from trio_passt.host.watch import HostWatch
 
 BEHAVIOUR = sys.argv[1]
 
 
-async def run(config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None]) -> None:
+async def run(
+    config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None], watch: HostWatch
+) -> None:
     if BEHAVIOUR == "hangs":
         os.write(2, b"hanging\n")
         await trio.sleep_forever()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_passt.cli.configure import Host, configure
+from trio_passt.cli.configure import configure
 from trio_passt.cli.options import Options
 from trio_passt.config import (
     Attachment,
@@ -18,9 +18,10 @@ from trio_passt.config import (
     PortForward,
     Protocol,
     Resolvers,
+    Wishes,
 )
 from trio_passt.errors import StartupError
-from trio_passt.host.network import Address, DefaultRoute, Link, NextHop
+from trio_passt.host.network import Address, DefaultRoute, Host, Link, NextHop
 from trio_passt.host.resolv import parse_resolv_conf
 
 HOST = Host(
@@ -44,7 +45,7 @@ def test_everything_arrives_in_the_configuration() -> None:
         pcap=Path("/pcap"),
         pid_file=Path("/pid"),
         log_level=LogLevel.DEBUG,
-        mtu_bytes=1500,
+        wishes=Wishes(mtu_bytes=1500, hostname="guest"),
         forwards=(PortForward(Protocol.TCP, 22, 22),),
     )
     configured = configure(options, HOST)
@@ -55,6 +56,8 @@ def test_everything_arrives_in_the_configuration() -> None:
             Resolvers((IPv4Address("192.0.2.1"),), (), ("example.org",)),
             1500,
             dns_forwards=(DnsForward(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.53")),),
+            hostname="guest",
+            nameservers=(IPv4Address("127.0.0.53"),),
         ),
         Attachment(Path("/s")),
         (PortForward(Protocol.TCP, 22, 22),),
@@ -63,25 +66,29 @@ def test_everything_arrives_in_the_configuration() -> None:
         pcap=Path("/pcap"),
         pid_file=Path("/pid"),
         log_level=LogLevel.DEBUG,
+        wishes=Wishes(mtu_bytes=1500, hostname="guest"),
     )
     assert (configured.warnings, configured.notes) == ((), ())
 
 
 def test_a_small_mtu_takes_ipv6_away_with_a_warning() -> None:
-    configured = configure(Options(mtu_bytes=1279), HOST)
+    configured = configure(Options(wishes=Wishes(mtu_bytes=1279)), HOST)
     assert configured.config.network.ipv6 is None
     assert configured.warnings == ("IPv6 is off: an MTU of 1279 is below the 1280 it needs",)
 
 
 @pytest.mark.parametrize("mtu_bytes", [0, 1280, 65520])
 def test_other_mtus_do_not(mtu_bytes: int) -> None:
-    configured = configure(Options(mtu_bytes=mtu_bytes), HOST)
+    configured = configure(Options(wishes=Wishes(mtu_bytes=mtu_bytes)), HOST)
     assert configured.config.network.ipv6 == IPV6
     assert configured.warnings == ()
 
 
 def test_one_family_as_asked_for() -> None:
-    only4, only6 = configure(Options(ipv6=False), HOST), configure(Options(ipv4=False), HOST)
+    only4, only6 = (
+        configure(Options(wishes=Wishes(ipv6=False)), HOST),
+        configure(Options(wishes=Wishes(ipv4=False)), HOST),
+    )
     assert (only4.config.network.ipv4, only4.config.network.ipv6) == (IPV4, None)
     assert (only6.config.network.ipv4, only6.config.network.ipv6) == (None, IPV6)
     assert only6.notes == ("no nameserver of /etc/resolv.conf is one that the guest can use: it is told none",)
@@ -89,11 +96,11 @@ def test_one_family_as_asked_for() -> None:
 
 def test_no_family_left() -> None:
     with pytest.raises(StartupError, match="neither IPv4 nor IPv6"):
-        configure(Options(ipv4=False, mtu_bytes=1000), HOST)
+        configure(Options(wishes=Wishes(ipv4=False, mtu_bytes=1000)), HOST)
 
 
 def test_an_empty_host_is_local_mode() -> None:
     configured = configure(Options(), Host())
     assert configured.config.network.ipv4 is not None
     assert configured.config.network.ipv4.interface is None
-    assert len(configured.notes) == 2
+    assert len(configured.notes) == 1

@@ -9,13 +9,13 @@ import pytest
 import trio
 
 from trio_passt.cli import main as main_module
-from trio_passt.cli.configure import Host
 from trio_passt.cli.log import LOGGER
 from trio_passt.cli.main import main
 from trio_passt.config import Config, PortForward
 from trio_passt.errors import StartupError
-from trio_passt.host.network import LOCAL_IPV4
+from trio_passt.host.network import LOCAL_IPV4, Host
 from trio_passt.host.resolv import ResolvConf
+from trio_passt.host.watch import HostWatch
 
 Ready = Callable[[Path | None, Sequence[PortForward]], None]
 ONE_FAMILY = "no IPv4 default route: local mode, in which the guest reaches this host only"
@@ -34,14 +34,14 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logger.setLevel(level)
 
 
-async def ready_at_once(config: Config, *, on_ready: Ready) -> None:
+async def ready_at_once(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
     on_ready(config.attachment.socket_path, config.forwards)
 
 
 def test_the_configuration_arrives(tmp_path: Path) -> None:
     seen: list[Config] = []
 
-    async def run(config: Config, *, on_ready: Ready) -> None:
+    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
         seen.append(config)
         on_ready(None, ())
         assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
@@ -83,7 +83,7 @@ def test_show(capfd: pytest.CaptureFixture[str], word: str) -> None:
 
 
 def failing(error: BaseException) -> main_module.Run:
-    async def run(config: Config, *, on_ready: Ready) -> None:
+    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
         raise error
 
     return run
@@ -106,7 +106,7 @@ def test_interrupted_before_the_daemon_handles_it() -> None:
 
 
 def test_it_really_is_trio() -> None:
-    async def run(config: Config, *, on_ready: Ready) -> None:
+    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
         await trio.lowlevel.checkpoint()
 
     assert main(["-fq"], run=run) == 0

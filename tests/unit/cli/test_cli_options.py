@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trio_passt.cli.options import OPTIONS, Options, Show, parse_options
 from trio_passt.cli.values import UsageError
-from trio_passt.config import Attachment, LogLevel, PortForward, Protocol
+from trio_passt.config import Attachment, LogLevel, PortForward, Protocol, Wishes
 
 HERE = Path("/some/where")
 
@@ -52,12 +52,12 @@ TCP_22 = (PortForward(Protocol.TCP, 22, 22), PortForward(Protocol.UDP, 22, 22, m
         (("--sock=/s",), Options(attachment=Attachment(Path("/s")))),
         (("-F", "3"), Options(attachment=Attachment(fd=3), one_off=True)),
         (("--fd=0",), Options(attachment=Attachment(fd=0), one_off=True)),
-        (("-m", "1500"), Options(mtu_bytes=1500)),
-        (("-m0",), Options(mtu_bytes=0)),
-        (("-m", "68"), Options(mtu_bytes=68)),
-        (("-m", "65520", "--mtu", "9000"), Options(mtu_bytes=9000)),
-        (("-4",), Options(ipv6=False)),
-        (("--ipv6-only",), Options(ipv4=False)),
+        (("-m", "1500"), Options(wishes=Wishes(mtu_bytes=1500))),
+        (("-m0",), Options(wishes=Wishes(mtu_bytes=0))),
+        (("-m", "68"), Options(wishes=Wishes(mtu_bytes=68))),
+        (("-m", "65520", "--mtu", "9000"), Options(wishes=Wishes(mtu_bytes=9000))),
+        (("-4",), Options(wishes=Wishes(ipv6=False))),
+        (("--ipv6-only",), Options(wishes=Wishes(ipv4=False))),
         (("-t", "22"), Options(forwards=TCP_22)),
         (("-t", "22", "-u", "none"), Options(forwards=TCP_22[:1])),
         (("-t", "none"), Options()),

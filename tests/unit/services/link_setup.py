@@ -17,8 +17,8 @@ HOST_MAC_TEXT = "9a:55:9a:55:9a:55"
 GUEST_LINK_LOCAL = "fe80::5054:ff:fe12:3456"
 
 NETWORK = GuestNetwork(
-    ipv4=GuestIPv4(IPv4Address("192.0.2.5"), 24, IPv4Address("192.0.2.1")),
-    ipv6=GuestIPv6(IPv6Address("2001:db8:1:2::5"), 64, IPv6Address("fe80::1")),
+    ipv4=GuestIPv4(IPv4Address("192.0.2.5"), 24, IPv4Address("192.0.2.1"), "eth0"),
+    ipv6=GuestIPv6(IPv6Address("2001:db8:1:2::5"), 64, IPv6Address("fe80::1"), "eth0"),
     resolvers=Resolvers(
         (IPv4Address("192.0.2.53"), IPv4Address("192.0.2.54")),
         (IPv6Address("2001:db8::53"), IPv6Address("2001:db8::54")),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from link_setup import GUEST_MAC_TEXT, HOST_MAC_TEXT, NETWORK, NO_NETWORK, dissect
 from scapy.layers.l2 import ARP, Ether
 
-from trio_passt.config import GuestIPv4
+from trio_passt.config import Former, GuestIPv4
 from trio_passt.services import arp
 from trio_passt.wire.errors import MalformedPacket
 
@@ -17,7 +17,9 @@ def who_has(address: str, tell: str = "192.0.2.5", **fields: object) -> bytes:
     return bytes(ARP(**values))
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1", "192.0.2.77", "198.51.100.1", "169.254.169.254"])
+@pytest.mark.parametrize(
+    "address", ["192.0.2.1", "192.0.2.77", "198.51.100.1", "169.254.169.254", "240.0.0.1", "128.0.0.1"]
+)
 def test_the_host_has_every_address(address: str) -> None:
     reply = dissect(arp.answer(who_has(address), NETWORK))
     assert (reply.dst, reply.src, reply.type) == (GUEST_MAC_TEXT, HOST_MAC_TEXT, 0x0806)
@@ -43,6 +45,14 @@ def test_a_guest_with_another_address_is_answered() -> None:
         pytest.param(who_has("224.0.0.1"), id="group"),
         pytest.param(who_has("255.255.255.255"), id="broadcast"),
         pytest.param(who_has("0.0.0.0"), id="no address"),
+        pytest.param(who_has("0.0.0.1"), id="this network"),
+        pytest.param(who_has("127.0.0.53"), id="loopback"),
+        pytest.param(who_has("192.0.2.5", op="is-at", tell="192.0.2.5"), id="announcement by reply"),
+        pytest.param(who_has("192.0.2.1", tell="192.0.2.1"), id="announcement of the gateway's address"),
+        pytest.param(who_has("0.0.0.0", tell="0.0.0.0"), id="probe for no address"),
+        pytest.param(who_has("192.0.2.1", tell="224.0.0.1"), id="from a group's address"),
+        pytest.param(who_has("192.0.2.1", tell="255.255.255.255"), id="from the broadcast address"),
+        pytest.param(who_has("192.0.2.1", tell="127.0.0.1"), id="from loopback"),
         pytest.param(who_has("192.0.2.1", hwsrc="ff:ff:ff:ff:ff:ff"), id="from a group"),
         pytest.param(who_has("192.0.2.1", hwsrc=HOST_MAC_TEXT), id="from ourselves"),
     ],
@@ -53,6 +63,59 @@ def test_silence(request_: bytes) -> None:
 
 def test_a_probe_for_the_gateways_address_finds_it_taken() -> None:
     assert dissect(arp.answer(who_has("192.0.2.1", tell="0.0.0.0"), NETWORK))[ARP].psrc == "192.0.2.1"
+
+
+def test_the_reply_to_a_probe_says_who_is_asked_and_nobody_asks() -> None:
+    reply = dissect(arp.answer(who_has("192.0.2.1", tell="0.0.0.0"), NETWORK))
+    assert (reply.dst, reply[ARP].hwdst, reply[ARP].pdst) == (GUEST_MAC_TEXT, GUEST_MAC_TEXT, "0.0.0.0")
+
+
+def test_the_reply_goes_to_the_mac_that_the_packet_names() -> None:
+    reply = dissect(arp.answer(who_has("192.0.2.1", hwsrc="02:00:00:00:00:07"), NETWORK))
+    assert (reply.dst, reply[ARP].hwdst) == ("02:00:00:00:00:07", "02:00:00:00:00:07")
+
+
+@pytest.mark.parametrize("target_mac", ["ff:ff:ff:ff:ff:ff", HOST_MAC_TEXT, "00:00:00:00:00:00"])
+def test_the_target_mac_of_a_request_says_nothing(target_mac: str) -> None:
+    """RFC 826 leaves it open; a kernel that verifies a neighbour sends the one it knows."""
+    assert dissect(arp.answer(who_has("192.0.2.1", hwdst=target_mac), NETWORK))[ARP].op == 2
+
+
+@pytest.mark.parametrize("fields", [{"hwtype": 6}, {"ptype": 0x86DD}, {"hwlen": 8}, {"plen": 16}])
+def test_other_than_ipv4_over_ethernet_is_malformed(fields: dict[str, int]) -> None:
+    packet = who_has("192.0.2.1", **fields)
+    for function in (lambda: arp.answer(packet, NETWORK), lambda: arp.sender(packet)):
+        with pytest.raises(MalformedPacket):
+            function()
+
+
+def test_a_former_address_is_the_hosts() -> None:
+    """Another on the link may have it: the guest reaches it through the host, as all others."""
+    former = GuestIPv4(IPv4Address("192.0.2.9"), 24, IPv4Address("192.0.2.1"), "eth0")
+    network = evolve(NETWORK, former=(Former(former, on_host=False),))
+    assert dissect(arp.answer(who_has("192.0.2.9"), network))[ARP].psrc == "192.0.2.9"
+    assert arp.answer(who_has("192.0.2.9", tell="0.0.0.0"), network) is None
+    assert arp.answer(who_has("192.0.2.1", tell="192.0.2.9"), network) is not None
+
+
+@pytest.mark.parametrize(
+    ("packet", "address"),
+    [
+        pytest.param(who_has("192.0.2.1"), "192.0.2.5", id="request"),
+        pytest.param(who_has("192.0.2.1", tell="10.1.2.3"), "10.1.2.3", id="request with another address"),
+        pytest.param(who_has("192.0.2.1", op="is-at"), "192.0.2.5", id="reply"),
+        pytest.param(who_has("10.1.2.3", tell="10.1.2.3"), "10.1.2.3", id="announcement"),
+        pytest.param(who_has("10.1.2.3", op="is-at", tell="10.1.2.3"), "10.1.2.3", id="announcement by reply"),
+        pytest.param(who_has("10.1.2.3", tell="0.0.0.0"), None, id="probe"),
+        pytest.param(who_has("192.0.2.1", tell="224.0.0.1"), None, id="group"),
+        pytest.param(who_has("192.0.2.1", tell="255.255.255.255"), None, id="broadcast"),
+        pytest.param(who_has("192.0.2.1", tell="127.0.0.1"), None, id="loopback"),
+        pytest.param(who_has("192.0.2.1", op=3), None, id="RARP"),
+        pytest.param(who_has("192.0.2.1", hwsrc="ff:ff:ff:ff:ff:ff"), None, id="from a group"),
+    ],
+)
+def test_whose_address_a_packet_tells(packet: bytes, address: str | None) -> None:
+    assert arp.sender(packet) == (IPv4Address(address) if address else None)
 
 
 def test_no_ipv4_no_answer() -> None:
@@ -80,8 +143,25 @@ def test_without_a_gateway_another_address_asks(gateway: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60), st.booleans())
 def test_arbitrary_bytes(data: bytes, with_head: bool) -> None:
+    check_answer(who_has("192.0.2.1")[:8] + data if with_head else data)
+
+
+def test_truncation_and_lying_lengths() -> None:
+    packet = who_has("192.0.2.1")
+    for index in range(len(packet)):
+        with pytest.raises(MalformedPacket):
+            arp.answer(packet[:index], NETWORK)
+        for value in (0, 1, 0xFF):
+            check_answer(packet[:index] + bytes((value,)) + packet[index + 1 :])
+
+
+def check_answer(packet: bytes) -> None:
     try:
-        frame = arp.answer(who_has("192.0.2.1")[:8] + data if with_head else data, NETWORK)
+        frame, sender = arp.answer(packet, NETWORK), arp.sender(packet)
     except MalformedPacket:
         return
-    assert frame is None or dissect(frame)[ARP].op == 2
+    assert sender is None or not (sender.is_multicast or sender.is_unspecified)
+    if frame is not None:
+        reply = dissect(frame)
+        assert (reply[ARP].op, reply[ARP].hwsrc) == (2, HOST_MAC_TEXT)
+        assert sender is not None or reply[ARP].pdst == "0.0.0.0"

@@ -27,7 +27,7 @@ from scapy.layers.inet6 import (
     ICMPv6NDOptSrcLLAddr,
     IPv6,
 )
-from scapy.packet import Packet
+from scapy.packet import Packet, Raw
 from scapy.utils6 import in6_getnsma, in6_ptop
 
 from trio_passt.config import GuestIPv6, GuestNetwork, Resolvers
@@ -55,6 +55,10 @@ def solicit(target: str, source: str = GUEST_LINK_LOCAL, to: str | None = None, 
     return head if source == "::" else head / SLLA
 
 
+def router_solicitation(source: str = GUEST_LINK_LOCAL, to: str = "ff02::2", **fields: int) -> Packet:
+    return IPv6(src=source, dst=to, **({"hlim": 255} | fields)) / ICMPv6ND_RS()
+
+
 @pytest.mark.parametrize(
     ("target", "router"), [("fe80::1", 1), ("2001:db8:1:2::77", 0), ("2001:db8:9::1", 0), ("fe80::77", 0)]
 )
@@ -71,6 +75,19 @@ def test_unicast_solicitation_is_answered() -> None:
     assert dissect(send(solicit("fe80::1", source="2001:db8:1:2::5", to="fe80::1")))[ICMPv6ND_NA].S == 1
 
 
+def with_code(packet: Packet, code: int) -> Packet:
+    packet[IPv6].payload.code = code
+    return packet
+
+
+def short(message: Packet, size: int) -> Packet:
+    """The message's beginning, with a checksum that is right."""
+    ends = {"src": GUEST_LINK_LOCAL, "dst": group_of("fe80::1")}
+    packed = IPv6Address(ends["src"]).packed, IPv6Address(ends["dst"]).packed
+    body = memoryview(bytes(message)[4:size])
+    return IPv6(**ends, hlim=255, nh=58) / Raw(icmp.emit(*packed, IcmpMessage(message.type, 0, body)))
+
+
 @pytest.mark.parametrize(
     "packet",
     [
@@ -79,6 +96,11 @@ def test_unicast_solicitation_is_answered() -> None:
         pytest.param(solicit(GUEST_LINK_LOCAL, source="::"), id="DAD of its link-local address"),
         pytest.param(solicit("2001:db8:1:2:5054:ff:fe12:3456", source="::"), id="DAD of a SLAAC address"),
         pytest.param(solicit(GUEST_LINK_LOCAL), id="about itself"),
+        pytest.param(solicit("::", to="ff02::1:ff00:0"), id="about no address"),
+        pytest.param(solicit("::1"), id="about loopback"),
+        pytest.param(router_solicitation(to="fe80::77"), id="RS to a neighbour that is no router"),
+        pytest.param(router_solicitation(to="2001:db8:1:2::77"), id="RS to a host"),
+        pytest.param(router_solicitation(to="ff02::1:ff00:1"), id="RS to another group"),
         pytest.param(IPv6(src=GUEST_LINK_LOCAL, dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt="fe80::9"), id="NA"),
         pytest.param(IPv6(src=GUEST_LINK_LOCAL, dst="ff02::1", hlim=255) / ICMPv6ND_RA(), id="RA"),
     ],
@@ -104,8 +126,18 @@ def test_dad_of_the_routers_address_finds_it_taken() -> None:
         pytest.param(solicit("ff02::5", to="ff02::1:ff00:5"), id="group as target"),
         pytest.param(solicit("fe80::1", source="ff02::1"), id="group as source"),
         pytest.param(solicit("fe80::1") / ICMPv6NDOptMTU(len=0), id="option of no length"),
-        pytest.param(IPv6(src="::", dst="ff02::2", hlim=255) / ICMPv6ND_RS() / SLLA, id="RS from :: with SLLA"),
-        pytest.param(IPv6(src=GUEST_LINK_LOCAL, dst="ff02::2", hlim=64) / ICMPv6ND_RS(), id="RS from afar"),
+        pytest.param(solicit("fe80::1", hlim=0), id="no hop limit"),
+        pytest.param(solicit("fe80::1", source="ff02::1:ff00:1"), id="its own group as source"),
+        pytest.param(solicit("2001:db8::1", to="ff02::2"), id="all routers instead of the target's group"),
+        pytest.param(solicit("fe80::1", source="::", to="ff02::1"), id="DAD to all nodes"),
+        pytest.param(with_code(solicit("fe80::1"), 1), id="code"),
+        pytest.param(with_code(router_solicitation(), 1), id="code of an RS"),
+        pytest.param(short(ICMPv6ND_NS(tgt="fe80::1"), 23), id="23 bytes"),
+        pytest.param(short(ICMPv6ND_RS(), 7), id="RS of 7 bytes"),
+        pytest.param(router_solicitation() / ICMPv6NDOptMTU(len=0), id="RS with option of no length"),
+        pytest.param(router_solicitation("::") / SLLA, id="RS from :: with SLLA"),
+        pytest.param(router_solicitation(hlim=64), id="RS from afar"),
+        pytest.param(router_solicitation(source="ff02::1"), id="RS from a group"),
     ],
 )
 def test_what_rfc_4861_wants_discarded_is_malformed(packet: Packet) -> None:
@@ -131,15 +163,23 @@ def check_advertisement(packet: Packet, router_lifetime_s: int = ndp.ROUTER_LIFE
     assert packet[ICMPv6NDOptRDNSS].lifetime == packet[ICMPv6NDOptDNSSL].lifetime == router_lifetime_s
 
 
-def test_router_solicitation_is_answered_to_its_source() -> None:
-    asked = IPv6(src=GUEST_LINK_LOCAL, dst="ff02::2", hlim=255) / ICMPv6ND_RS() / SLLA
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(router_solicitation() / SLLA, id="to all routers"),
+        pytest.param(router_solicitation(), id="without link-layer address"),
+        pytest.param(router_solicitation(to="fe80::1"), id="to the router"),
+        pytest.param(router_solicitation(to="ff02::1"), id="to all nodes"),
+    ],
+)
+def test_router_solicitation_is_answered_to_its_source(asked: Packet) -> None:
     reply = dissect(send(asked))
     assert (reply.dst, reply[IPv6].dst) == (GUEST_MAC_TEXT, GUEST_LINK_LOCAL)
     check_advertisement(reply)
 
 
 def test_router_solicitation_from_nowhere_is_answered_to_all() -> None:
-    reply = dissect(send(IPv6(src="::", dst="ff02::2", hlim=255) / ICMPv6ND_RS()))
+    reply = dissect(send(router_solicitation("::")))
     assert (reply.dst, reply[IPv6].dst) == ("33:33:00:00:00:01", "ff02::1")
     check_advertisement(reply)
 
@@ -157,10 +197,21 @@ def test_mtu_is_told_if_ipv6_may_have_it(mtu_bytes: int, told: int | None) -> No
     assert (packet[ICMPv6NDOptMTU].mtu if ICMPv6NDOptMTU in packet else None) == told
 
 
+def test_a_host_without_default_route_is_no_router() -> None:
+    offline = evolve(NETWORK, ipv6_offline=True)
+    for frame in (ndp.advertisement(offline), send(router_solicitation(), offline)):
+        packet = dissect(frame)
+        assert packet[ICMPv6ND_RA].routerlifetime == 0
+        assert packet[ICMPv6NDOptRDNSS].lifetime == packet[ICMPv6NDOptDNSSL].lifetime == ndp.ROUTER_LIFETIME_S
+        prefix = packet[ICMPv6NDOptPrefixInfo]
+        assert (prefix.prefix, prefix.validlifetime, prefix.preferredlifetime) == ("2001:db8:1:2::", 86400, 14400)
+
+
 def test_local_mode_has_a_router_and_no_prefix() -> None:
     packet = dissect(ndp.advertisement(LOCAL_MODE))
     assert packet[IPv6].src == "fe80::1"
-    assert (packet[ICMPv6ND_RA].M, packet[ICMPv6ND_RA].routerlifetime) == (0, ndp.ROUTER_LIFETIME_S)
+    router = packet[ICMPv6ND_RA]
+    assert (router.M, router.O, router.routerlifetime) == (0, 1, ndp.ROUTER_LIFETIME_S)
     for option in (ICMPv6NDOptPrefixInfo, ICMPv6NDOptRDNSS, ICMPv6NDOptDNSSL):
         assert option not in packet
 
@@ -241,3 +292,18 @@ def test_arbitrary_bytes(kind: int, source: str, destination: str, head: bytes, 
     except MalformedPacket:
         return
     assert frame is None or dissect(frame)[IPv6].hlim == 255
+
+
+@pytest.mark.parametrize("packet", [solicit("fe80::1"), router_solicitation() / SLLA])
+def test_truncation_and_lying_lengths(packet: Packet) -> None:
+    header, payload = ipv6.parse(bytes(packet))
+    message = icmp.parse(header.source, header.destination, payload)
+    body = bytes(message.body)
+    spoilt = [body[:index] + bytes((value,)) + body[index + 1 :] for index in range(len(body)) for value in (0, 1, 255)]
+    for each in [body[:index] for index in range(len(body))] + spoilt:
+        changed = IcmpMessage(message.type, 0, memoryview(each))
+        try:
+            frame = ndp.answer(GUEST_MAC, header.source, header.destination, 255, changed, NETWORK)
+        except MalformedPacket:
+            continue
+        assert frame is None or dissect(frame)[IPv6].hlim == 255

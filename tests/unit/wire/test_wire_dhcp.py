@@ -1,17 +1,8 @@
 from ipaddress import IPv4Address
 
 import pytest
-from codec_checks import (
-    ipv4s,
-    macs,
-    moderately,
-    parses_or_is_malformed,
-    survives_corruption,
-    survives_truncation,
-    u8,
-    u16,
-    u32,
-)
+from codec_checks import moderately, parses_or_is_malformed, survives_corruption, survives_truncation
+from dhcp_messages import COOKIE, MAC, fixed, message_with, messages
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.dhcp import BOOTP, DHCP
@@ -19,40 +10,6 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from trio_passt.wire import dhcp
 from trio_passt.wire.dhcp import DhcpMessage, DhcpOperation, DhcpOption
 from trio_passt.wire.errors import MalformedPacket
-
-MAC = bytes.fromhex("525400123456")
-COOKIE = dhcp.MAGIC_COOKIE
-
-options = st.dictionaries(
-    st.integers(1, 254).filter(lambda code: code != DhcpOption.OVERLOAD), st.binary(max_size=600), max_size=6
-).map(lambda items: tuple(items.items()))
-field_texts = st.binary(max_size=60).map(lambda text: text.replace(b"\0", b"."))
-messages = st.builds(
-    DhcpMessage,
-    operation=u8,
-    transaction_id=u32,
-    client_mac=macs | st.binary(max_size=16),
-    options=options,
-    broadcast=st.booleans(),
-    ciaddr=ipv4s,
-    yiaddr=ipv4s,
-    siaddr=ipv4s,
-    giaddr=ipv4s,
-    server_name=field_texts,
-    boot_file=field_texts,
-    hardware_type=u8,
-    hops=u8,
-    elapsed_s=u16,
-)
-
-
-def fixed(**fields: object) -> bytes:
-    """236 bytes from scapy."""
-    return bytes(BOOTP(**({"chaddr": MAC, "op": 1, "xid": 7} | fields)))[:236]
-
-
-def message_with(*option_values: tuple[int, bytes]) -> DhcpMessage:
-    return DhcpMessage(DhcpOperation.REPLY, 7, MAC, option_values)
 
 
 def test_scapy_reads_what_is_emitted() -> None:
@@ -140,25 +97,6 @@ def test_overload_of_one_field_leaves_the_other() -> None:
     assert (sname_only.options, sname_only.boot_file) == (((12, b"h"),), b"boot")
 
 
-def test_what_does_not_fit_goes_into_file_and_sname() -> None:
-    message = message_with((53, b"\x05"), (6, b"d" * 40), (119, b"s" * 100), (15, b"n" * 60), (12, b"h" * 200))
-    encoded = dhcp.emit(message, 300)
-    assert len(encoded) == 300
-    assert encoded[240:285] == b"\x35\x01\x05" + b"\x06\x28" + b"d" * 40
-    assert encoded[285:289] == b"\x34\x01\x03\xff"
-    assert encoded[108:211] == b"\x77\x64" + b"s" * 100 + b"\xff"
-    assert encoded[44:107] == b"\x0f\x3c" + b"n" * 60 + b"\xff"
-    assert dhcp.parse(encoded).options == ((53, b"\x05"), (6, b"d" * 40), (119, b"s" * 100), (15, b"n" * 60))
-
-
-def test_fields_in_use_and_bootp_are_not_overloaded() -> None:
-    crowded = ((53, b"\x05"), (119, b"s" * 60))
-    named = DhcpMessage(2, 7, MAC, crowded, server_name=b"s", boot_file=b"f")
-    assert dhcp.parse(dhcp.emit(named, 300)).server_name == b"s"
-    assert dhcp.parse(dhcp.emit(named, 300)).options == crowded[:1]
-    assert dhcp.parse(dhcp.emit(message_with(*crowded), 300, may_overload=False)).options == crowded[:1]
-
-
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -186,15 +124,6 @@ def test_overload_within_overload_means_nothing() -> None:
 @given(messages)
 def test_round_trip(message: DhcpMessage) -> None:
     assert dhcp.parse(dhcp.emit(message)) == message
-
-
-@moderately
-@given(messages, st.integers(300, 800))
-def test_any_limit_is_kept_and_what_fits_is_told(message: DhcpMessage, limit_bytes: int) -> None:
-    encoded = dhcp.emit(message, limit_bytes)
-    assert 300 <= len(encoded) <= limit_bytes
-    assert set(dhcp.parse(encoded).options) <= set(message.options)
-    assert BOOTP(encoded).xid == message.transaction_id
 
 
 @moderately

@@ -2,6 +2,7 @@ from ipaddress import IPv6Address
 
 import pytest
 from codec_checks import (
+    domain_names,
     ipv6s,
     moderately,
     parses_or_is_malformed,
@@ -18,6 +19,7 @@ from scapy.layers.dhcp6 import (
     DHCP6_RelayForward,
     DHCP6_Reply,
     DHCP6_Solicit,
+    DHCP6OptClientFQDN,
     DHCP6OptClientId,
     DHCP6OptIA_NA,
     DHCP6OptIA_TA,
@@ -28,6 +30,7 @@ from scapy.layers.dhcp6 import (
 
 from trio_passt.wire import dhcpv6
 from trio_passt.wire.dhcpv6 import (
+    ClientFqdn,
     Dhcpv6Message,
     Dhcpv6Option,
     Dhcpv6OptionCode,
@@ -49,6 +52,14 @@ messages = st.builds(
     options=option_lists,
 )
 associations = st.builds(IdentityAssociation, identifier=u32, t1_s=u32, t2_s=u32, options=option_lists)
+names = st.builds(
+    ClientFqdn,
+    name=domain_names,
+    server_updates=st.booleans(),
+    overridden=st.booleans(),
+    no_updates=st.booleans(),
+    qualified=st.booleans(),
+)
 addresses = st.builds(IaAddress, address=ipv6s, preferred_s=u32, valid_s=u32, options=option_lists)
 
 SOLICIT = bytes(
@@ -131,6 +142,39 @@ def test_malformed_associations(option: Dhcpv6Option) -> None:
         dhcpv6.parse_association(option)
 
 
+@pytest.mark.parametrize(
+    ("fqdn", "flags"),
+    [
+        (ClientFqdn("guest.example.com"), ""),
+        (ClientFqdn("guest.example.com", server_updates=True), "S"),
+        (ClientFqdn("guest.example.com", overridden=True, no_updates=True), "ON"),
+    ],
+)
+def test_names_as_scapy_writes_them(fqdn: ClientFqdn, flags: str) -> None:
+    option = DHCP6OptClientFQDN(flags=flags, fqdn="guest.example.com.")
+    assert dhcpv6.emit_options([dhcpv6.emit_fqdn(fqdn)]) == bytes(option)
+    assert dhcpv6.parse_fqdn(bytes(option)[4:]) == fqdn
+
+
+@pytest.mark.parametrize(
+    ("value", "fqdn"),
+    [
+        (b"\0", ClientFqdn("", qualified=False)),
+        (b"\1\5guest", ClientFqdn("guest", server_updates=True, qualified=False)),
+        (b"\xfc\5guest\3lab", ClientFqdn("guest.lab", no_updates=True, qualified=False)),
+    ],
+)
+def test_partial_names(value: bytes, fqdn: ClientFqdn) -> None:
+    assert dhcpv6.parse_fqdn(value) == fqdn
+    assert dhcpv6.parse_fqdn(dhcpv6.emit_fqdn(fqdn).value) == fqdn
+
+
+@pytest.mark.parametrize("value", [b"", b"\0\6guest", b"\0\5guest\0x", b"\0\xc0\0"])
+def test_malformed_names(value: bytes) -> None:
+    with pytest.raises(MalformedPacket):
+        dhcpv6.parse_fqdn(value)
+
+
 @pytest.mark.parametrize("length", [0, 15, 23, 25])
 def test_malformed_addresses(length: int) -> None:
     with pytest.raises(MalformedPacket):
@@ -157,10 +201,17 @@ def test_round_trip_of_addresses(address: IaAddress) -> None:
 
 
 @moderately
+@given(names)
+def test_round_trip_of_names(fqdn: ClientFqdn) -> None:
+    assert dhcpv6.parse_fqdn(dhcpv6.emit_fqdn(fqdn).value) == fqdn
+
+
+@moderately
 @given(st.binary(max_size=100))
 def test_arbitrary_bytes(data: bytes) -> None:
     parses_or_is_malformed(dhcpv6.parse, data)
     parses_or_is_malformed(dhcpv6.parse_address, data)
+    parses_or_is_malformed(dhcpv6.parse_fqdn, data)
     for code in (Dhcpv6OptionCode.IA_NA, Dhcpv6OptionCode.IA_TA):
         parses_or_is_malformed(lambda data: dhcpv6.parse_association(Dhcpv6Option(code, data)), data)  # noqa: B023
 

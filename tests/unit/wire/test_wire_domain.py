@@ -99,6 +99,41 @@ def test_malformed_lists(data: bytes, why: str) -> None:
         domain.parse_list(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "name", "qualified"),
+    [
+        (b"", "", False),
+        (b"\0", "", False),
+        (b"\5guest", "guest", False),
+        (b"\5guest\0", "guest", True),
+        (b"\5guest\3lab", "guest.lab", False),
+        (LAB, "lab.example.com", True),
+    ],
+)
+def test_a_name_alone(data: bytes, name: str, qualified: bool) -> None:
+    assert domain.parse_alone(data) == (name, qualified)
+    if data != b"\0":
+        assert (domain.emit(name) if qualified else domain.emit_partial(name)) == data
+
+
+@pytest.mark.parametrize("data", [LAB + b"\0", LAB * 2, b"\1a\xc0\0", b"\4lab", b"\3la", b"\2a.", b"\x40" + b"a" * 64])
+def test_malformed_names_alone(data: bytes) -> None:
+    with pytest.raises(MalformedPacket):
+        domain.parse_alone(data)
+
+
+def test_partial_names_that_dns_cannot_write() -> None:
+    with pytest.raises(ValueError, match="not a domain name"):
+        domain.emit_partial("a..b")
+
+
+@moderately
+@given(domain_names)
+def test_round_trip_of_a_name_alone(name: str) -> None:
+    assert domain.parse_alone(domain.emit(name)) == (name, True)
+    assert domain.parse_alone(domain.emit_partial(name)) == (name, False)
+
+
 def test_padding_where_there_may_be_none() -> None:
     with pytest.raises(MalformedPacket, match="root"):
         domain.parse_list(LAB + bytes(3))
@@ -117,9 +152,11 @@ def test_chain_of_pointers_ends() -> None:
 def test_arbitrary_bytes(parts: list[bytes]) -> None:
     data = b"".join(parts)
     for padded in (False, True):
+        parses_or_is_malformed(domain.parse_alone, data)
         names = parses_or_is_malformed(lambda data: domain.parse_list(data, padded=padded), data)  # noqa: B023
         assert names is None or list(names) == list(domain.parse_list(domain.emit_list(names)))
 
 
 def test_truncation() -> None:
     survives_truncation(domain.parse_list, domain.emit_compressed(["a.b.c", "x.b.c"]), required_bytes=0)
+    survives_truncation(domain.parse_alone, LAB, required_bytes=0)

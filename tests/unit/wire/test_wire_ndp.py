@@ -35,6 +35,8 @@ from trio_passt.wire import icmp, ndp
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.icmp import IcmpMessage, Icmpv6Type
 from trio_passt.wire.ndp import (
+    DnsSearch,
+    DnsServers,
     NdpMessage,
     NeighborAdvertisement,
     NeighborSolicitation,
@@ -57,12 +59,10 @@ prefixes = st.builds(
     on_link=st.booleans(),
     autonomous=st.booleans(),
 )
-dns_parts = st.tuples(st.lists(ipv6s, max_size=4).map(tuple), st.lists(domain_names, max_size=3).map(tuple), u32).map(
-    lambda parts: parts if parts[0] or parts[1] else (*parts[:2], 0)
-)
+servers = st.builds(DnsServers, lifetime_s=u32, addresses=st.lists(ipv6s, min_size=1, max_size=4).map(tuple))
+search = st.builds(DnsSearch, lifetime_s=u32, names=st.lists(domain_names, min_size=1, max_size=3).map(tuple))
 advertisements = st.builds(
-    lambda dns, **fields: RouterAdvertisement(**fields, dns_servers=dns[0], dns_search=dns[1], dns_lifetime_s=dns[2]),
-    dns_parts,
+    RouterAdvertisement,
     router_lifetime_s=u16,
     hop_limit=u8,
     managed=st.booleans(),
@@ -72,6 +72,8 @@ advertisements = st.builds(
     source_mac=optional_macs,
     mtu_bytes=st.none() | u32,
     prefixes=st.lists(prefixes, max_size=2).map(tuple),
+    dns_servers=st.lists(servers, max_size=3).map(tuple),
+    dns_search=st.lists(search, max_size=3).map(tuple),
 )
 unicast = ipv6s.filter(lambda address: not address.is_multicast)
 values = st.one_of(
@@ -97,18 +99,26 @@ FULL = RouterAdvertisement(
     retransmit_ms=2000,
     source_mac=MAC,
     mtu_bytes=65520,
-    prefixes=(Prefix(IPv6Address("2001:db8::"), 64, 86400, 14400),),
-    dns_lifetime_s=1800,
-    dns_servers=(IPv6Address("2001:db8::53"), IPv6Address("fe80::53")),
-    dns_search=("lab.example.com", "example.org"),
+    prefixes=(
+        Prefix(IPv6Address("2001:db8::"), 64, 86400, 14400),
+        Prefix(IPv6Address("2001:db8:1::"), 64, 0, 0, on_link=False),
+    ),
+    dns_servers=(
+        DnsServers(1800, (IPv6Address("2001:db8::53"), IPv6Address("fe80::53"))),
+        DnsServers(0, (IPv6Address("2001:db8::54"),)),
+    ),
+    dns_search=(DnsSearch(600, ("lab.example.com", "example.org")), DnsSearch(0, ("old.example",))),
 )
 SCAPY_FULL = (
     ICMPv6ND_RA(chlim=64, M=1, O=1, prf=0, routerlifetime=1800, reachabletime=1000, retranstimer=2000)
     / ICMPv6NDOptSrcLLAddr(lladdr=MAC_TEXT)
     / ICMPv6NDOptMTU(mtu=65520)
     / ICMPv6NDOptPrefixInfo(prefix="2001:db8::", prefixlen=64, L=1, A=1, validlifetime=86400, preferredlifetime=14400)
+    / ICMPv6NDOptPrefixInfo(prefix="2001:db8:1::", prefixlen=64, L=0, A=1, validlifetime=0, preferredlifetime=0)
     / ICMPv6NDOptRDNSS(dns=["2001:db8::53", "fe80::53"], lifetime=1800)
-    / ICMPv6NDOptDNSSL(searchlist=["lab.example.com", "example.org"], lifetime=1800)
+    / ICMPv6NDOptRDNSS(dns=["2001:db8::54"], lifetime=0)
+    / ICMPv6NDOptDNSSL(searchlist=["lab.example.com", "example.org"], lifetime=600)
+    / ICMPv6NDOptDNSSL(searchlist=["old.example"], lifetime=0)
 )
 
 PAIRS = [
@@ -150,7 +160,7 @@ def test_unknown_options_are_skipped() -> None:
 
 
 def test_options_of_an_unknown_shape_are_skipped() -> None:
-    odd = [(5, 2), (3, 1), (25, 1), (25, 2), (31, 1), (1, 2)]
+    odd = [(5, 2), (3, 1), (25, 1), (25, 2), (31, 1), (31, 2), (1, 2)]
     body = bytes(12) + b"".join(bytes((kind, units)) + bytes(units * 8 - 2) for kind, units in odd)
     message = IcmpMessage(Icmpv6Type.ROUTER_ADVERTISEMENT, 0, memoryview(body))
     assert ndp.parse(message) == RouterAdvertisement(0)
@@ -175,6 +185,27 @@ def test_options_of_an_unknown_shape_are_skipped() -> None:
 def test_malformed_messages(kind: int, code: int, body: bytes) -> None:
     with pytest.raises(MalformedPacket):
         ndp.parse(IcmpMessage(kind, code, memoryview(body)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        b"\x1f\2" + bytes(6) + b"\3lab\4exa",
+        b"\x1f\2" + bytes(6) + b"\xc0\0" + bytes(6),
+        b"\x1f\2" + bytes(6) + b"\0" + b"\1a" + bytes(5),
+    ],
+)
+def test_malformed_search_lists(options: bytes) -> None:
+    with pytest.raises(MalformedPacket):
+        ndp.parse(IcmpMessage(Icmpv6Type.ROUTER_ADVERTISEMENT, 0, memoryview(bytes(12) + options)))
+
+
+def test_what_no_option_has_room_for() -> None:
+    many = DnsServers(0, (TARGET,) * 128)
+    with pytest.raises(ValueError, match="range"):
+        ndp.emit(RouterAdvertisement(0, dns_servers=(many,)))
+    with pytest.raises(ValueError, match="not a domain name"):
+        ndp.emit(RouterAdvertisement(0, dns_search=(DnsSearch(0, ("a..b",)),)))
 
 
 @moderately

@@ -1,0 +1,51 @@
+"""Values of the options about what the guest is told: names, nameservers, network boot."""
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+
+from trio_passt.cli.values import address, invalid
+from trio_passt.config import NetworkBoot
+
+MAXIMUM_NAME_LENGTH = 253
+"""RFC 1035 section 2.3.4: 255 octets on the wire, which is two more than as text."""
+
+BOOT_FILE_LENGTH, BOOT_SERVER_LENGTH = 127, 63
+"""What the fields of a DHCP message hold (RFC 2131 section 2), less the zero at their end."""
+
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
+
+
+def domain_name(option: str, value: str) -> str:
+    """A host name, with its domain or without (RFC 1123 section 2.1); a dot at its end is taken off."""
+    name = value.removesuffix(".")
+    if not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise invalid(option, value, "a host name is letters, digits and hyphens, in parts of 1 to 63 between dots")
+    if len(name) > MAXIMUM_NAME_LENGTH:
+        raise invalid(option, value, f"a host name has {MAXIMUM_NAME_LENGTH} characters at most")
+    return name
+
+
+def dns_address(option: str, value: str) -> IPv4Address | IPv6Address:
+    """The address of a nameserver, or of what stands for one."""
+    given = address(value)
+    if given is None:
+        raise invalid(option, value, "an IPv4 or IPv6 address is expected")
+    is_loopback_for_guest = option == "--dns-forward" and given.is_loopback
+    if given.is_unspecified or given.is_multicast or is_loopback_for_guest or given == IPv4Address("255.255.255.255"):
+        raise invalid(option, value, "no nameserver can have this address" + " for a guest" * is_loopback_for_guest)
+    return given
+
+
+def network_boot(option: str, value: str) -> NetworkBoot:
+    """FILE[,NAME[,ADDRESS]]; NAME may be empty.  A file's name can't contain a comma."""
+    file, _, rest = value.partition(",")
+    name, has_address, server_text = rest.partition(",")
+    if not file:
+        raise invalid(option, value, "the file's name is missing")
+    for text, limit in ((file, BOOT_FILE_LENGTH), (name, BOOT_SERVER_LENGTH)):
+        if not (text.isascii() and text.isprintable()) or len(text) > limit:
+            raise invalid(option, value, f"'{text}' is not {limit} characters of ASCII or fewer")
+    server = address(server_text) if has_address else None
+    if has_address and (not isinstance(server, IPv4Address) or server.is_unspecified or server.is_multicast):
+        raise invalid(option, value, f"'{server_text}' is not the IPv4 address of a server")
+    return NetworkBoot(file, name, server if isinstance(server, IPv4Address) else None)
