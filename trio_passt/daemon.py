@@ -246,17 +246,27 @@ async def own_frames(link: Link, dispatcher: Dispatcher, readiness: Readiness) -
 
 
 async def advertise_router(responder: Responder, current: Current) -> None:
-    """Unsolicited router advertisements (RFC 4861 section 6.2.4): the first few follow soon, also after a change."""
+    """Unsolicited router advertisements (RFC 4861 section 6.2.4): the first few follow soon, also after a change.
+
+    A change never puts one off: on a host that keeps changing the guest's routers would expire.
+    """
+
+    def next_one() -> float:
+        return trio.current_time() + ndp.next_interval_s(sent, random.random())
+
     sent = 0
+    due = next_one()
     while True:
         changed = current.changed
-        with trio.move_on_after(ndp.next_interval_s(sent, random.random())):
+        with trio.move_on_at(due):
             await changed.wait()
         if changed.is_set():
             sent = 0
+            due = min(due, next_one())
         else:
             responder.advertise_router()
             sent += 1
+            due = next_one()
 
 
 def _families(network: GuestNetwork) -> list[int]:

@@ -1,4 +1,4 @@
-"""Build the guest: Debian's cloud kernel, and an initramfs of busybox, and of the network programs in `PROGRAMS`.
+"""Build the guest: Debian's cloud kernel, and an initramfs of busybox, and of the network programs named below.
 
 Nothing is installed on the machine that builds: packages are unpacked in a cache directory. The
 result is kept there under a key of the package versions and of this directory's own files, and used again
@@ -40,6 +40,9 @@ PROGRAMS = {
     "traceroute": ["usr/bin/traceroute.db"],
     "util-linux": ["usr/bin/flock"],
 }
+# These have a loader of their own, which is their C library, too.
+KLIBC_PROGRAMS = {"klibc-utils": ["usr/lib/klibc/bin/ipconfig"]}
+KLIBC_LOADER = "lib/klibc-*.so"
 # What Debian's alternatives would link when a package is installed.
 ALTERNATIVES = {"usr/bin/traceroute": "traceroute.db"}
 # Loaded in this order, each after the modules that it depends on; what is built into the kernel is skipped.
@@ -70,7 +73,8 @@ def build(cache: Path | None = None) -> Image:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        versions = packages.resolve_cached(PROGRAMS, "linux-image-cloud-amd64", cache / "versions.json")
+        wanted = [*PROGRAMS, *KLIBC_PROGRAMS]
+        versions = packages.resolve_cached(wanted, cache / "versions.json", kernel="linux-image-cloud-amd64")
         directory = cache / f"image-{_key(versions)}"
         if not directory.exists():
             _build(versions, cache, directory)
@@ -98,11 +102,13 @@ def _write_initramfs(root: Path, archive: CpioWriter) -> None:
     archive.add_directory("tmp", 0o1777)
     archive.add_character_device("dev/console", 5, 1)
     programs = [program for paths in PROGRAMS.values() for program in paths]
-    for path in [*programs, *_libraries(root, programs)]:
+    klibc_programs = [program for paths in KLIBC_PROGRAMS.values() for program in paths]
+    klibc_loader = [str(path.relative_to(root)) for path in root.glob(KLIBC_LOADER)]
+    for path in [*programs, *_libraries(root, programs), *klibc_programs, *klibc_loader]:
         archive.add_file(path, (root / path).read_bytes(), 0o755)
     for path, target in ALTERNATIVES.items():
         archive.add_symlink(path, target)
-    for path in _busybox_links(root, [*programs, *ALTERNATIVES]):
+    for path in busybox_links(root, [*programs, *ALTERNATIVES]):
         archive.add_symlink(path, "/bin/busybox")
     archive.add_symlink("bin/sh", "dash")
     archive.add_file("etc/dhcp/dhclient.conf", (root / "etc/dhcp/dhclient.conf").read_bytes())
@@ -134,7 +140,7 @@ def _libraries(root: Path, programs: list[str]) -> list[str]:
     return sorted(found)
 
 
-def _busybox_links(root: Path, programs: list[str]) -> list[str]:
+def busybox_links(root: Path, programs: list[str]) -> list[str]:
     """Paths of busybox's applets, less the commands (anywhere in PATH) that another package brings."""
     command = [str(root / "bin/busybox"), "--list-full"]
     applets = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

@@ -62,12 +62,20 @@ class KernelGuest:
     """A guest with the addresses that a QEMU guest gets; a context manager: it is online inside the block.
 
     `socket_path` is the socket of a program that is ready for a guest. The link-layer address is the kernel's choice,
-    and a new one each time.
+    and a new one each time. With `configured=False` its device is down and has no address.
     """
 
-    def __init__(self, socket_path: Path, *, mtu_bytes: int = 65520, impairments: Impairments | None = None) -> None:
+    def __init__(
+        self,
+        socket_path: Path,
+        *,
+        mtu_bytes: int = 65520,
+        impairments: Impairments | None = None,
+        configured: bool = True,
+    ) -> None:
         self._socket_path = socket_path
         self._mtu_bytes = mtu_bytes
+        self._configured = configured
         self._impairments = impairments or Impairments()
         self._said = ""
 
@@ -75,7 +83,9 @@ class KernelGuest:
         relay = compiled(RELAY)
         self.namespace: Namespace = named_namespace(f"guest{next(_numbers)}", f"nameserver {RESOLVER4}\n")
         try:
-            self._configure()
+            self.namespace.ip("tuntap", "add", DEVICE, "mode", "tap")
+            if self._configured:
+                self._configure()
             self._start(relay)
         except BaseException:
             self.namespace.remove()
@@ -127,7 +137,6 @@ class KernelGuest:
 
     def _configure(self) -> None:
         namespace = self.namespace
-        namespace.ip("tuntap", "add", DEVICE, "mode", "tap")
         for setting in ("accept_ra=0", "accept_dad=0"):
             namespace.sysctl(f"net/ipv6/conf/{DEVICE}/{setting}")
         namespace.ip("link", "set", DEVICE, "mtu", str(self._mtu_bytes), "txqueuelen", str(QUEUE_FRAMES), "up")

@@ -16,8 +16,8 @@ class PackageError(Exception):
     """Packages cannot be had; the text says which and why."""
 
 
-def resolve_cached(names: Iterable[str], kernel: str, file: Path) -> Versions:
-    """`resolve` of the packages and of the kernel that the metapackage `kernel` stands for.
+def resolve_cached(names: Iterable[str], file: Path, *, kernel: str | None = None) -> Versions:
+    """`resolve` of the packages, and of the kernel that the metapackage `kernel` stands for.
 
     Remembered in `file` until apt's lists or the question change: asking apt takes seconds.
     """
@@ -30,7 +30,7 @@ def resolve_cached(names: Iterable[str], kernel: str, file: Path) -> Versions:
             return dict(remembered["versions"])
     except (OSError, ValueError, KeyError):
         pass
-    versions = resolve([*names, kernel_package(kernel)])
+    versions = resolve([*names, kernel_package(kernel)] if kernel else names)
     file.write_text(json.dumps({"question": question, "versions": versions}))
     return versions
 

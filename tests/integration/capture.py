@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -11,13 +12,16 @@ from pathlib import Path
 DAEMON_MAC = "9a:55:9a:55:9a:55"
 CHECKSUM_FIELDS = ("ip", "tcp", "udp", "icmp", "icmpv6")
 CHECKSUM_BAD = "0"
+EXPERT_GROUP_CHECKSUM = str(0x01000000)
 EXPERT_GROUP_MALFORMED = str(0x07000000)
+EXPERT_SEVERITY_ERROR = str(0x00800000)
+TYPES = {"icmp": "icmp.type", "icmpv6": "icmpv6.type", "dhcp": "dhcp.option.dhcp", "dhcpv6": "dhcpv6.msgtype"}
 COLUMNS = (
-    *("frame.number", "frame.len", "frame.protocols", "_ws.expert.group"),
+    *("frame.number", "frame.len", "frame.protocols", "_ws.expert.group", "_ws.expert.severity", "_ws.expert.message"),
     *(f"{protocol}.checksum.status" for protocol in CHECKSUM_FIELDS),
     *("ip.flags.mf", "ip.frag_offset", "ip.reassembled_in", "ip.fragment.count"),
     *("ipv6.fraghdr.nxt", "ipv6.reassembled.in", "ipv6.fragment.count"),
-    *("icmp.type", "icmpv6.type"),
+    *TYPES.values(),
 )
 TRUE = ("1", "True")
 ETHERNET_BYTES = 14
@@ -40,7 +44,7 @@ but if its port happens to be IRC's (any ephemeral port is somebody's), Wireshar
 class Verdict:
     """Frames that the daemon sent, counted by protocol, and what is wrong with them.
 
-    `kinds` counts what is rare: "ipv4 fragment" and "ipv6 fragment", and ICMP by type: "icmp 3", "icmpv6 128".
+    `kinds` counts what is rare: "ipv4 fragment" and "ipv6 fragment", and ICMP and DHCP by type: "icmp 3", "dhcpv6 7".
     """
 
     protocols: Counter[str] = field(default_factory=Counter)
@@ -48,9 +52,15 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
 
+def merge(captures: list[Path], into: Path) -> Path:
+    """Write the frames of several captures into one, in the order of time."""
+    subprocess.run(["mergecap", "-w", str(into), *map(str, captures)], stdin=subprocess.DEVNULL, check=True)
+    return into
+
+
 def examine(capture: Path) -> Verdict:
-    """Look at every frame from the daemon for what cannot be dissected, for bad checksums (also of what an ICMP error
-    quotes), for fragments that make no datagram, and for ICMPv6 errors that are too long."""
+    """Look at every frame from the daemon for what cannot be dissected, or only with an error, for bad checksums (also
+    of what an ICMP error quotes), for fragments that make no datagram, and for ICMPv6 errors that are too long."""
     command = ["tshark", "-n", "-2", "-r", str(capture), "-Y", f"eth.src == {DAEMON_MAC}", "-T", "fields"]
     for preference in PREFERENCES:
         command += ["-o", f"{preference}:TRUE"]
@@ -77,8 +87,8 @@ def _kinds(frame: dict[str, list[str]]) -> Iterator[str]:
         yield "ipv4 fragment"
     if frame["ipv6.fraghdr.nxt"][0] and "icmpv6:ipv6" not in frame["frame.protocols"][0]:
         yield "ipv6 fragment"
-    for protocol in ("icmp", "icmpv6"):
-        if number := frame[f"{protocol}.type"][0]:
+    for protocol, field_name in TYPES.items():
+        if number := frame[field_name][0]:
             yield f"{protocol} {number}"
 
 
@@ -88,6 +98,9 @@ def _problems(frame: dict[str, list[str]]) -> Iterator[str]:
     for protocol in CHECKSUM_FIELDS:
         if CHECKSUM_BAD in frame[f"{protocol}.checksum.status"]:
             yield f"bad {protocol} checksum"
+    for group, severity in zip(frame["_ws.expert.group"], frame["_ws.expert.severity"], strict=True):
+        if severity == EXPERT_SEVERITY_ERROR and group not in (EXPERT_GROUP_CHECKSUM, EXPERT_GROUP_MALFORMED):
+            yield f"an error: {','.join(frame['_ws.expert.message'])}"
     kinds = set(_kinds(frame))
     for version, whole_in, count in (
         ("ipv4", "ip.reassembled_in", "ip.fragment.count"),
@@ -99,6 +112,7 @@ def _problems(frame: dict[str, list[str]]) -> Iterator[str]:
         yield f"an ICMPv6 error of more than {ICMPV6_ERROR_BYTES} bytes"
 
 
+@functools.cache
 def _other_protocols() -> list[str]:
     report = subprocess.run(["tshark", "-G", "protocols"], capture_output=True, text=True, check=True)
     names = {line.split("\t")[2] for line in report.stdout.splitlines()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scapy.layers.dhcp import BOOTP
 from scapy.layers.dhcp6 import DHCP6_Advertise
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -20,7 +21,8 @@ from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
 from tests.integration import fragments
-from tests.integration.capture import DAEMON_MAC, examine
+from tests.integration.capture import DAEMON_MAC, Verdict, examine, merge
+from tests.integration.clients import CAPTURE
 from tests.integration.topology import HOST4, HOST6, REMOTE4, REMOTE6, ROUTER4, ROUTER6
 
 AT_LEAST = {
@@ -47,6 +49,17 @@ AT_LEAST_OF_KIND = {
 }
 """Fragments; destination unreachable and time exceeded; packet too big."""
 
+AT_LEAST_TO_CLIENTS = {
+    "dhcp 2": 10,  # offer
+    "dhcp 5": 20,  # ack
+    "dhcp 6": 2,  # nak
+    "dhcpv6 2": 3,  # advertise
+    "dhcpv6 7": 15,  # reply
+    "icmpv6 134": 20,  # router advertisement
+    "icmpv6 136": 3,  # neighbor advertisement
+}
+"""Kinds that the tests of clients and observers cannot have done without."""
+
 ETHER = Ether(src=DAEMON_MAC, dst="52:54:00:12:34:56")
 
 ALL_TESTS = 80
@@ -60,6 +73,18 @@ def test_the_session_sent_no_bad_frame(capture: Path, request: pytest.FixtureReq
     if request.session.testscollected >= ALL_TESTS:
         assert {name: count for name in AT_LEAST if (count := verdict.protocols[name]) < AT_LEAST[name]} == {}
         kinds = AT_LEAST_OF_KIND
+        assert {name: count for name in kinds if (count := verdict.kinds[name]) < kinds[name]} == {}
+
+
+@pytest.mark.last
+def test_clients_were_sent_no_bad_frame(directory: Path, request: pytest.FixtureRequest) -> None:
+    """Each of their daemons wrote a capture; without such a test in this run there is none."""
+    captures = sorted(directory.glob(f"*/{CAPTURE}"))
+    verdict = examine(merge(captures, directory / "clients.pcapng")) if captures else Verdict()
+    assert verdict.problems == []
+    if request.session.testscollected >= ALL_TESTS:
+        assert verdict.protocols.keys() >= {"arp", "dhcp", "dhcpv6", "icmpv6"}
+        kinds = AT_LEAST_TO_CLIENTS
         assert {name: count for name in kinds if (count := verdict.kinds[name]) < kinds[name]} == {}
 
 
@@ -133,6 +158,17 @@ def _errors() -> dict[str, Packet]:
         "icmpv6 2": from_router6 / ICMPv6PacketTooBig(mtu=1400) / Raw(ipv6),
         "icmpv6 3": from_router6 / ICMPv6TimeExceeded() / Raw(ipv6),
     }
+
+
+def test_an_option_of_a_wrong_length_is_seen(tmp_path: Path) -> None:
+    options = Raw(b"\x35\x01\x05" + b"\x33\x02\0\0" + b"\xff")  # a lease time of two bytes
+    message = BOOTP(op=2, options=b"\x63\x82\x53\x63") / options
+    packet = ETHER / IP(src=ROUTER4, dst=HOST4) / UDP(sport=67, dport=68) / message
+    wrpcap(str(tmp_path / "bad.pcap"), [packet])
+    verdict = examine(tmp_path / "bad.pcap")
+    assert verdict.kinds == {"dhcp 5": 1}
+    (seen,) = verdict.problems
+    assert seen.endswith("an error: length isn't 4")
 
 
 def test_fragments_and_errors_pass_and_are_counted(tmp_path: Path) -> None:

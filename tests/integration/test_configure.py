@@ -7,6 +7,7 @@ import re
 
 from tests.guest.machine import Guest
 from tests.integration import topology
+from tests.integration.clients import settings
 from tests.integration.conftest import Configured
 
 MTU = "65520"
@@ -36,6 +37,30 @@ def test_dhclient_gets_the_same_and_applies_it(guest: Guest) -> None:
         assert f"default via {topology.GATEWAY4} dev eth0" in guest.check("ip -4 route")
     finally:
         guest.check("kill $(cat /run/dhclient4.pid)")
+        guest.check("online -4")
+
+
+def test_ipconfig_gets_the_same_and_applies_it(guest: Guest) -> None:
+    """What `ip=dhcp` on the kernel's command line means with Debian's initramfs: klibc's ipconfig. Debian's kernels are
+    built without CONFIG_IP_PNP, and do not configure themselves."""
+    guest.check("ip -4 addr flush dev eth0 && ip link set eth0 mtu 1500")
+    try:
+        guest.check("/usr/lib/klibc/bin/ipconfig -t 20 -c dhcp -d eth0")
+        told = settings(guest.check("cat /run/net-eth0.conf"))
+        assert told == told | {
+            "PROTO": "dhcp",
+            "IPV4ADDR": topology.HOST4,
+            "IPV4NETMASK": "255.255.255.0",
+            "IPV4GATEWAY": topology.GATEWAY4,
+            "IPV4DNS0": topology.RESOLVER4,
+            "DNSDOMAIN": topology.SEARCH,
+            "DOMAINSEARCH": f"{topology.SEARCH}.",
+            "DHCPLEASETIME": "86400",
+        }
+        assert f"inet {topology.HOST4}/{topology.PREFIX4} " in guest.check("ip -4 addr show dev eth0")
+        assert f"default via {topology.GATEWAY4} dev eth0" in guest.check("ip -4 route")
+        assert f"mtu {MTU} " in guest.check("ip link show dev eth0")
+    finally:
         guest.check("online -4")
 
 

@@ -3,6 +3,8 @@
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
@@ -19,15 +21,30 @@ def standing_clock() -> None:
     """Tests that use this run on a clock that stands still until they move it."""
 
 
+@pytest.fixture
+def jumping_clock() -> None:
+    """Tests that use this run on a clock that jumps to the next deadline as soon as nothing else is to do."""
+
+
+CLOCKS: dict[str, Callable[[], MockClock]] = {
+    "standing_clock": MockClock,
+    "jumping_clock": partial(MockClock, autojump_threshold=0),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """pytest-trio takes a clock only from a test's own arguments, not from those of its fixtures."""
     for item in items:
-        if "standing_clock" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.trio(run=_run_on_standing_clock), append=False)
+        for name, clock in CLOCKS.items():
+            if name in getattr(item, "fixturenames", ()) and iscoroutinefunction(item.obj):  # type: ignore[attr-defined]
+                item.add_marker(pytest.mark.trio(run=_runner(clock)), append=False)
 
 
-def _run_on_standing_clock(test: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
-    return trio.run(test, *args, **(options | {"clock": MockClock()}))
+def _runner(clock: Callable[[], MockClock]) -> Callable[..., Any]:
+    def run(test: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        return trio.run(test, *args, **(options | {"clock": clock()}))
+
+    return run
 
 
 @pytest.fixture(autouse=True)

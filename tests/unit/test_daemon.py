@@ -6,131 +6,28 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
 from attrs import evolve
-from harness.oracle import SeenOther, SeenTcp, see
-from harness.stage import GUEST_MAC, V4, V6, Family, frame_of, network, segment_packet
+from harness.running import StreamGuest, ends, running
+from harness.stage import V4, Family, network
 from harness.waiting import eventually
 from scapy.layers.l2 import ARP, Ether
-from trio.testing import MockClock
 
 from trio_passt import daemon
 from trio_passt.config import Attachment, Config, PortForward, Protocol
+from trio_passt.daemon import Current, Serving
 from trio_passt.errors import StartupError
 from trio_passt.host.listeners import PortListeners
 from trio_passt.link.base import LinkClosed
 from trio_passt.link.memory import MemoryLink
-from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.tcp import ACK, RST, SYN, TcpOptions, TcpSegment
 
-if TYPE_CHECKING:
-    from trio_typing import TaskStatus
-
 CONFIG = Config(network=network())
-
-
-class StreamGuest:
-    """A guest at a stream socket, as QEMU is one."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._received = b""
-        sock.setblocking(False)
-
-    @classmethod
-    def at(cls, path: Path) -> "StreamGuest":
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(os.fspath(path))
-        return cls(sock)
-
-    def sends(self, *frames: bytes) -> None:
-        self._socket.sendall(b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames))
-
-    def sends_segment(self, family: Family, segment: TcpSegment) -> None:
-        self.sends(frame_of(segment_packet(family, segment)))
-
-    async def frame(self) -> bytes:
-        """The next frame."""
-
-        def look() -> bytes | None:
-            with suppress(BlockingIOError):
-                self._received += self._socket.recv(1 << 20)
-            length = int.from_bytes(self._received[:4], "big")
-            if len(self._received) < max(5, 4 + length):
-                return None
-            frame, self._received = self._received[4 : 4 + length], self._received[4 + length :]
-            return frame
-
-        return await eventually(look, "a frame")
-
-    async def segment(self, family: Family) -> TcpSegment:
-        """The next TCP segment, whatever else comes before."""
-        while True:
-            frame = await self.frame()
-            protocol_at = 23 if family.version == 4 else 20
-            if frame[12:14] == frame_of(bytes([family.version << 4]))[12:14] and frame[protocol_at] == IPProtocol.TCP:
-                seen = see(frame, GUEST_MAC.hex(":"))
-                assert isinstance(seen, SeenTcp)
-                return seen.segment
-
-    async def is_turned_away(self) -> None:
-        """The other end closes at once."""
-
-        def look() -> bool | None:
-            try:
-                return self._socket.recv(1) == b"" or None
-            except ConnectionResetError:
-                return True
-            except BlockingIOError:
-                return None
-
-        assert await eventually(look, "the end of the connection")
-
-    def leaves(self) -> None:
-        self._socket.close()
-
-
-class Running:
-    """A daemon that runs in the test's own process."""
-
-    def __init__(self) -> None:
-        self.path: Path | None = None
-        self.ended = False
-
-    def on_ready(self, path: Path | None, _forwards: object) -> None:
-        self.path = path
-
-
-@asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Running]:
-    """The daemon, ready; whatever the test does, it is ended afterwards."""
-    running = Running()
-
-    async def run(task_status: "TaskStatus[None]") -> None:
-        def on_ready(path: Path | None, forwards: object) -> None:
-            running.on_ready(path, forwards)
-            task_status.started()
-
-        await daemon.run(config, on_ready=on_ready)
-        running.ended = True
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(run)
-        try:
-            yield running
-        finally:
-            nursery.cancel_scope.cancel()
-
-
-async def ends(running: Running) -> None:
-    await eventually(lambda: running.ended or None, "the daemon's end")
 
 
 def at_path(tmp_path: Path, **changes: Any) -> Config:
@@ -395,27 +292,6 @@ def _must_not_be_called(_path: Path | None, _forwards: object) -> None:
     pytest.fail("ready although something could not be opened")
 
 
-async def test_router_is_advertised_unasked(autojump_clock: MockClock) -> None:
-    link = MemoryLink()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon.advertise_router, link, network())
-        await trio.sleep(3600)
-        nursery.cancel_scope.cancel()
-    sent = [see(frame, GUEST_MAC.hex(":")) for frame in link.take_sent()]
-    assert 6 <= len(sent) <= 30  # RFC 4861 section 6.2.1: every 200 to 600 s, more often at first
-    for seen in sent:
-        assert isinstance(seen, SeenOther)
-        assert seen.packet.haslayer("ICMPv6ND_RA")
-        assert (seen.source, seen.destination) == (V6.gateway, "ff02::1")
-
-
-async def test_no_router_without_ipv6(autojump_clock: MockClock) -> None:
-    link = MemoryLink()
-    with trio.fail_after(1):
-        await daemon.advertise_router(link, network(ipv6=False))
-    assert link.take_sent() == []
-
-
 async def test_drops_are_told_at_the_end_of_the_session(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     link = MemoryLink()
@@ -424,7 +300,9 @@ async def test_drops_are_told_at_the_end_of_the_session(caplog: pytest.LogCaptur
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daemon, "advertise_router", _nothing)
         listeners = PortListeners.bind([])
-        await daemon.serve_guest(link, CONFIG, listeners, None)
+        serving = Serving(CONFIG, Current(CONFIG.network), listeners)
+        await daemon.serve_guest(link, serving)
+        assert serving.current.responder is None
         assert listeners.receiver is None
         listeners.close()
     assert "guest gone: bye" in caplog.text

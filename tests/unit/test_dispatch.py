@@ -317,18 +317,6 @@ class TestRuns:
         assert (await tcp.arrives()).seq == 77
 
 
-@pytest.mark.parametrize("families", [(V4, V6), (V4,), (V6,)])
-async def test_unknown_guest_is_looked_for_in_its_families_and_a_known_one_is_not(families: tuple[Family, ...]) -> None:
-    async with on_stage(network(ipv4=V4 in families, ipv6=V6 in families)) as guest:
-        guest.dispatcher.responder.find_guest()
-        await guest.expects_nothing()
-        guest.session.guest.mac = b"\xff" * 6
-        guest.dispatcher.responder.find_guest()
-        asked = [Ether(sent) for sent in guest.link.take_sent()]
-        assert [bool(packet.haslayer(ARP)) for packet in asked] == [family is V4 for family in families]
-        assert [bool(packet.haslayer(ICMPv6ND_NS)) for packet in asked] == [family is V6 for family in families]
-
-
 async def test_flow_limit_of_one_protocol_is_not_another_ones() -> None:
     """Anybody may open UDP flows, which end only by silence: the guest's connections must not suffer from it."""
     async with on_stage(flow_limit=1) as guest:

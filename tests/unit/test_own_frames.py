@@ -28,6 +28,7 @@ class Frames:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         self.searches = 0
+        self.responder = self
         self.on_frame: Callable[[bytes], None] = lambda _frame: None
 
     def find_guest(self) -> None:

@@ -125,10 +125,8 @@ def _mapped(network: GuestNetwork) -> list[str]:
         lines.append(f"{network.ipv4.gateway} -> 127.0.0.1")
     if network.ipv6 is not None:
         lines.append(f"{network.ipv6.gateway} -> ::1")
-    lines += [
-        f"{forward.seen_by_guest} -> {forward.on_host} on ports 53 and 853 (DNS)" for forward in network.dns_forwards
-    ]
-    return lines
+    forwards = (f"{forward.seen_by_guest} -> {forward.on_host}" for forward in network.dns_forwards)
+    return [*lines, *(f"{line} on ports 53 and 853 (DNS)" for line in forwards if line not in lines)]
 
 
 def _qemu(socket_path: Path, machine: str) -> str:

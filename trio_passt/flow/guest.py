@@ -36,8 +36,10 @@ class Guest:
         self._reserve(network)
 
     def _reserve(self, network: GuestNetwork) -> None:
-        """The gateways' addresses are ours: no packet from there is one of the guest's."""
-        self._reserved |= {guest.gateway.packed for guest in (network.ipv4, network.ipv6) if guest}
+        """The gateways' addresses are ours: no packet from there is one of the guest's, unless it is its own now."""
+        guests = [guest for guest in (network.ipv4, network.ipv6) if guest]
+        self._reserved |= {guest.gateway.packed for guest in guests}
+        self._reserved -= {guest.address.packed for guest in guests}
 
     @property
     def is_known(self) -> bool:

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import trio
@@ -15,6 +16,7 @@ import trio
 T = TypeVar("T")
 
 _READ_BYTES = 65536
+_ALL_DESCRIPTORS = 2**31 - 1
 
 
 def in_child(function: Callable[[], T]) -> T:
@@ -67,12 +69,20 @@ def _start(function: Callable[[], object]) -> tuple[int, int]:
 
 
 def _end(child: int) -> None:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    _wait(child)
+
+
+def _wait(child: int) -> int:
+    """Its status; 0 if the kernel keeps none, because who started us ignores SIGCHLD (wait(2), "NOTES")."""
+    with suppress(ChildProcessError):
+        return os.waitpid(child, 0)[1]
+    return 0
 
 
 def _result(child: int, answer: bytes) -> Any:
-    _, status = os.waitpid(child, 0)
+    status = _wait(child)
     if status or not answer:
         raise RuntimeError(f"a child process ended with status {os.waitstatus_to_exitcode(status)}")
     result, error = pickle.loads(answer)  # our own child's
@@ -88,6 +98,8 @@ def _answer(function: Callable[[], object], writer: int) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
+        os.closerange(3, writer)  # a guest whose socket is closed by its daemon shall not wait for us
+        os.closerange(writer + 1, _ALL_DESCRIPTORS)
         try:
             answer = pickle.dumps((function(), None))
         except Exception as error:

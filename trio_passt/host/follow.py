@@ -16,21 +16,33 @@ log = logging.getLogger("trio_passt.host")
 PAUSE_S = 1.0
 """Between two looks, each of which costs a process: a host whose routes flap is not followed at each step."""
 
+LOOK_TIMEOUT_S = 30.0
+"""Usually it takes 0.2 s."""
+
 RETRY_S = 5.0
 """When the host could not be looked at: it has no memory or no processes left, for example."""
+
+
+class _NoLook(Exception):  # noqa: N818 - it is tried again
+    """The host could not be looked at."""
 
 
 async def follow(
     watch: HostWatch, wishes: Wishes, network: GuestNetwork, on_change: Callable[[GuestNetwork], None]
 ) -> None:
     """Call `on_change` with each new network of the guest's, until cancelled; `network` is what it was told first."""
-    told = network
+    told, has_failed = network, False
     await watch.changed()
     while True:
-        now = await _look(wishes, told)
-        if now is None:
+        try:
+            now = await _look(wishes, told)
+        except _NoLook as reason:
+            level = logging.DEBUG if has_failed else logging.WARNING
+            log.log(level, "can't look at the host's network, which has changed: %s", reason)
+            has_failed = True
             await trio.sleep(RETRY_S)
             continue
+        has_failed = False
         if now != told:
             for level, line in describe(told, now):
                 log.log(level, "%s", line)
@@ -40,13 +52,15 @@ async def follow(
         await watch.changed()
 
 
-async def _look(wishes: Wishes, told: GuestNetwork) -> GuestNetwork | None:
-    """What holds now, or None if that could not be found out."""
+async def _look(wishes: Wishes, told: GuestNetwork) -> GuestNetwork:
+    """What holds now.  Raises `_NoLook` with the reason."""
     try:
-        host = await discover_again()
+        with trio.fail_after(LOOK_TIMEOUT_S):
+            host = await discover_again()
+    except trio.TooSlowError:
+        raise _NoLook(f"no answer for {LOOK_TIMEOUT_S:.0f} s") from None
     except (OSError, RuntimeError, StartupError) as error:
-        log.warning("can't look at the host's network, which has changed: %s", error)
-        return None
+        raise _NoLook(str(error)) from error
     return decide(wishes, host, told).network
 
 
@@ -62,7 +76,8 @@ def describe(told: GuestNetwork, now: GuestNetwork) -> Iterator[tuple[int, str]]
         if had_network and was_offline and not is_offline:
             yield logging.INFO, f"the host has an IPv{version} default route again"
         if after is not None and after != before:
-            yield _describe_family(version, before, after)
+            may_keep = any(former.on_host and former.guest == before for former in now.former)
+            yield _describe_family(version, before, after, may_keep=may_keep)
     if told.resolvers != now.resolvers:
         servers = ", ".join(map(str, (*now.resolvers.ipv4, *now.resolvers.ipv6))) or "none"
         search = " ".join(now.resolvers.search) or "none"
@@ -70,7 +85,7 @@ def describe(told: GuestNetwork, now: GuestNetwork) -> Iterator[tuple[int, str]]
 
 
 def _describe_family(
-    version: int, before: GuestIPv4 | GuestIPv6 | None, after: GuestIPv4 | GuestIPv6
+    version: int, before: GuestIPv4 | GuestIPv6 | None, after: GuestIPv4 | GuestIPv6, *, may_keep: bool
 ) -> tuple[int, str]:
     source = f" (from {after.interface})" if after.interface else ""
     text = f"the host's IPv{version} is now {after.address}/{after.prefix_length}, gateway {after.gateway}{source}"
@@ -78,6 +93,9 @@ def _describe_family(
         return logging.INFO, f"{text}: nothing changes for the guest"
     if version == 6:
         return logging.INFO, f"{text}: the guest is told by a router advertisement"
+    if before is not None and may_keep and before.address != after.address:
+        keeps = f"may keep {before.address}, which the host has, too; one that releases its lease gets the new address"
+        return logging.INFO, f"{text}: the guest {keeps}"
     keeps = f"keeps {before.address} until it" if before is not None and before.address != after.address else ""
     when = "renews its lease, which may take some minutes: renew it in the guest (dhclient, networkctl renew, ...)"
     return logging.WARNING, f"{text}: the guest {keeps or 'hears of it when it'} {when} to have that at once"

@@ -22,8 +22,10 @@ from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNet
 from trio_passt.host.network import Host, choose
 from trio_passt.host.resolv import ResolvConf, resolvers_for_guest
 
-FORMER_KEPT = 8
-"""So many former states are kept in mind: a guest that has heard of none of as many changes must ask anyway."""
+FORMER_KEPT = 128
+"""So many former states of both families are kept in mind.  The guest hears of IPv4 every ten minutes, in which a VPN
+may come back many times, with another address each: a guest whose own lease is forgotten renews it with nobody.
+"""
 
 Address = IPv4Address | IPv6Address
 
@@ -116,13 +118,18 @@ def terms(guest: GuestIPv4 | GuestIPv6) -> tuple[Address, int, Address]:
 
 
 def _former_dns_forwards(told: GuestNetwork, now: GuestNetwork) -> tuple[DnsForward, ...]:
-    """For addresses of ours that the guest may have as its nameserver, but is not told as such any more."""
-    ours = {guest.gateway for guest in (now.ipv4, now.ipv6, *(former.guest for former in now.former)) if guest}
+    """For addresses of ours that the guest may have as its nameserver, but is not told as such any more.
+
+    One that it is told, but is no gateway of today's, is a nameserver's own.
+    """
+    gateways = {guest.gateway for guest in (now.ipv4, now.ipv6) if guest}
+    ours = {*gateways, *(former.guest.gateway for former in now.former)}
     local = (former.guest.gateway for former in now.former if former.guest.is_local)  # told even without a nameserver
     before: dict[Address, Address | None] = dict.fromkeys((*local, *told.resolvers.ipv4, *told.resolvers.ipv6))
     for forward in (*told.former_dns_forwards, *told.dns_forwards):
         before[forward.seen_by_guest] = forward.on_host
-    current = {forward.seen_by_guest for forward in now.dns_forwards}
+    current = {*now.resolvers.ipv4, *now.resolvers.ipv6} - gateways
+    current |= {forward.seen_by_guest for forward in now.dns_forwards}
     nameserver = {address.version: address for address in now.nameservers}
     return tuple(
         DnsForward(seen, on_host)

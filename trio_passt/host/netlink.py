@@ -6,6 +6,7 @@ from typing import Any
 
 from trio_passt.errors import StartupError
 from trio_passt.host.network import Address, DefaultRoute, Link, NextHop
+from trio_passt.host.rtnetlink import dump_default_routes
 
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
@@ -29,17 +30,19 @@ def read_host_network() -> tuple[list[Link], list[Address], list[DefaultRoute]]:
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+    def parse_route(data: bytes) -> Any:
+        message = rtmsg(data)
+        message.decode()
+        return message
 
     try:
         with IPRoute() as netlink:
             links = [_link(message) for message in netlink.get_links()]
             addresses = [address for message in netlink.get_addr() if (address := _address(message))]
-            routes = [
-                route
-                for family in _VERSION
-                for message in netlink.get_routes(family=family)
-                if (route := _default_route(message))
-            ]
+        dumped = [parse_route(data) for family in _VERSION for data in dump_default_routes(family)]
+        routes = [route for message in dumped if (route := _default_route(message))]
     except (OSError, NetlinkError) as error:
         raise StartupError(f"can't read the host's interfaces and routes from netlink: {error}") from error
     return links, addresses, routes

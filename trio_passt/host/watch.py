@@ -22,11 +22,26 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import trio
 from attrs import frozen
+
+from trio_passt.host.rtnetlink import (
+    DELADDR,
+    DELLINK,
+    DELNEXTHOP,
+    DELROUTE,
+    NETLINK_ROUTE,
+    NEWADDR,
+    NEWLINK,
+    NEWNEXTHOP,
+    NEWROUTE,
+    aligned,
+    messages,
+)
 
 log = logging.getLogger("trio_passt.host")
 
@@ -36,20 +51,30 @@ SETTLE_S = 0.3
 MAX_SETTLE_S = 2.0
 """On a host where it never is."""
 
-_NETLINK_ROUTE = 0
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE."""
 
-_HEADER = struct.Struct("=IHHII")
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_NEXTHOP = 270, 1, 32
+"""A route that goes with its nexthop object (ip-nexthop(8)) is not spoken of."""
+
 _ATTRIBUTE = struct.Struct("=HH")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
-_NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
-_BODY_BYTES = {_NEWLINK: 16, _DELLINK: 16, _NEWADDR: 8, _DELADDR: 8, _NEWROUTE: 12, _DELROUTE: 12}
+_BODY_BYTES = {
+    NEWLINK: 16,
+    DELLINK: 16,
+    NEWADDR: 8,
+    DELADDR: 8,
+    NEWROUTE: 12,
+    DELROUTE: 12,
+    NEWNEXTHOP: 8,
+    DELNEXTHOP: 8,
+}
 _NLM_F_REPLACE = 0x100
 _IFF_UP = 0x1
 _IFLA_IFNAME = 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO = 1, 2, 6
+_NHA_ID = 1
 _RTA_TIMES = {12, 23}
 """RTA_CACHEINFO, RTA_EXPIRES."""
 _RTA_PLACE = {6, 15}
@@ -159,7 +184,7 @@ class News:
 
     def take(self, data: bytes) -> bool:
         """Whether one of the messages in what was read from a socket concerns us, and differs from what is known."""
-        new = [self._is_new(*message) for message in _messages(data)]  # all of them are remembered
+        new = [self._is_new(*message) for message in messages(data)]  # all of them are remembered
         return any(new)
 
     def _is_new(self, kind: int, flags: int, body: bytes) -> bool:
@@ -185,9 +210,11 @@ class News:
 
 def _open() -> socket.socket:
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    sock = socket.socket(socket.AF_NETLINK, kind, _NETLINK_ROUTE)
+    sock = socket.socket(socket.AF_NETLINK, kind, NETLINK_ROUTE)
     try:
         sock.bind((0, _GROUPS))
+        with suppress(OSError):  # before Linux 5.3
+            sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_NEXTHOP)
     except BaseException:
         sock.close()
         raise
@@ -200,17 +227,8 @@ def _status(path: Path) -> tuple[int, ...]:
         status = os.stat(path)
     except OSError:
         return ()
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, flags and body of each message (netlink(7): a header of 16 bytes, lengths rounded up to 4)."""
-    while len(data) >= _HEADER.size:
-        length, kind, flags, _, _ = _HEADER.unpack_from(data)
-        if not _HEADER.size <= length <= len(data):
-            return
-        yield kind, flags, data[_HEADER.size : length]
-        data = data[_aligned(length) :]
+    who_may_read_it = (status.st_mode, status.st_uid, status.st_gid)
+    return (status.st_dev, status.st_ino, *who_may_read_it, status.st_size, status.st_mtime_ns)
 
 
 def _essence(kind: int, body: bytes) -> tuple[_About, bytes] | None:
@@ -219,16 +237,19 @@ def _essence(kind: int, body: bytes) -> tuple[_About, bytes] | None:
         return None
     head, attributes = body[: _BODY_BYTES[kind]], list(_attributes(body[_BODY_BYTES[kind] :]))
     said = b"%d " % kind + head
-    if kind in (_NEWLINK, _DELLINK):
+    if kind in (NEWLINK, DELLINK):
         _, _, index, flags, _ = _LINK.unpack(head)
         name = [value for code, value in attributes if code == _IFLA_IFNAME]
         return _About(b"link %d" % index), b"%d %d " % (kind, flags & _IFF_UP) + b"".join(name)
-    if kind in (_NEWADDR, _DELADDR):
+    if kind in (NEWADDR, DELADDR):
         family, prefix_length, _, _, index = _ADDRESS.unpack(head)
         addresses = [value for code, value in attributes if code in (_IFA_ADDRESS, _IFA_LOCAL)]
         others = [value for code, value in attributes if code != _IFA_CACHEINFO]
         about = _About(b"address %d %d %d " % (family, prefix_length, index) + b"".join(addresses))
         return about, said + b"".join(others)
+    if kind in (NEWNEXTHOP, DELNEXTHOP):
+        identifier = [value for code, value in attributes if code == _NHA_ID]
+        return _About(b"nexthop " + b"".join(identifier)), said + b"".join(value for _, value in attributes)
     family, destination_bits = head[:2]
     if destination_bits:
         return None  # not a default route
@@ -244,8 +265,4 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         if not _ATTRIBUTE.size <= length <= len(data):
             return
         yield kind, data[:length]
-        data = data[_aligned(length) :]
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
+        data = data[aligned(length) :]

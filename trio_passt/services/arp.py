@@ -5,7 +5,7 @@ So whatever the guest wants to reach, it sends to us, and no route or mask has t
 
 from ipaddress import IPv4Address, IPv4Network
 
-from trio_passt.config import GuestNetwork
+from trio_passt.config import GuestIPv4, GuestNetwork
 from trio_passt.services import host_side
 from trio_passt.wire import arp, ethernet
 from trio_passt.wire.arp import ArpOperation, ArpPacket
@@ -21,9 +21,10 @@ def answer(packet: Buffer, network: GuestNetwork) -> bytes | None:
     """The frame that answers the ARP packet (what follows the Ethernet header), or None where silence is
     right.
 
-    Silence for: the guest's own address, also loopback; announcements; probes, since an answer to one would tell
-    the guest that an address it is about to take is in use (RFC 5227 section 2.1.1), except those for the
-    gateway's, which is; addresses that are no host's, such as groups; replies.
+    Silence for: the guest's own address (unless it goes by a former lease, in which that is its gateway's), also
+    loopback; announcements; probes, since an answer to one would tell the guest that an address it is about to take
+    is in use (RFC 5227 section 2.1.1), except those for the gateway's, which is; addresses that are no host's, such
+    as groups; replies.
 
     Raises MalformedPacket.
     """
@@ -35,7 +36,7 @@ def answer(packet: Buffer, network: GuestNetwork) -> bytes | None:
     if asked.sender_mac == network.host_mac or ethernet.is_multicast(asked.sender_mac):
         return None
     target = asked.target_address
-    if target == network.ipv4.address or not _may_be_a_hosts(target):
+    if (target == network.ipv4.address and not _was_gateway(target, network)) or not _may_be_a_hosts(target):
         return None
     if not asked.is_probe and not _may_be_a_hosts(asked.sender_address):
         return None
@@ -68,6 +69,11 @@ def request(network: GuestNetwork) -> bytes:
     sender = host_side.ipv4_address(network.ipv4)
     asked = ArpPacket(ArpOperation.REQUEST, network.host_mac, sender, _UNKNOWN_MAC, network.ipv4.address)
     return _frame(BROADCAST, asked, network)
+
+
+def _was_gateway(address: IPv4Address, network: GuestNetwork) -> bool:
+    formerly = (former.guest for former in network.former if isinstance(former.guest, GuestIPv4))
+    return any(host_side.ipv4_address(guest) == address for guest in formerly)
 
 
 def _may_be_a_hosts(address: IPv4Address) -> bool:

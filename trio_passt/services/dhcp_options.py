@@ -1,5 +1,6 @@
 """What DHCP tells about the network (RFC 2132): the options that a client asks for, as far as there is an answer."""
 
+from bisect import bisect_right
 from ipaddress import IPv4Address, IPv4Interface
 
 from trio_passt.config import GuestIPv4, GuestNetwork
@@ -75,12 +76,13 @@ def parameters(asked: DhcpMessage, guest: GuestIPv4, network: GuestNetwork, room
 def _search_that_fits(network: GuestNetwork, room_bytes: int) -> Options:
     """Option 119 (RFC 3397) with as many names as there is room for, or none."""
     names = host_side.search_list(network, _MAX_SEARCH_BYTES)
-    while names:
-        option: Options = {DhcpOption.DOMAIN_SEARCH: domain.emit_compressed(names)}
-        if dhcp.encoded_bytes(option) <= room_bytes:
-            return option
-        names = names[:-1]
-    return {}
+
+    def option(count: int) -> Options:
+        return {DhcpOption.DOMAIN_SEARCH: domain.emit_compressed(names[:count])}
+
+    counts = range(1, len(names) + 1)
+    fitting = bisect_right(counts, room_bytes, key=lambda count: dhcp.encoded_bytes(option(count)))
+    return option(fitting) if fitting else {}
 
 
 def _for_everybody(asked: DhcpMessage, guest: GuestIPv4, network: GuestNetwork) -> Options:

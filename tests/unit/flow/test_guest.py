@@ -1,10 +1,12 @@
 """What is learned about the guest, and what is not."""
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
+from attrs import evolve
 from harness.stage import V4, V6, network
 
+from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
 from trio_passt.flow.guest import Guest, is_link_local
 
 MAC = bytes.fromhex("525400123456")
@@ -80,3 +82,56 @@ def test_family_that_is_off() -> None:
 )
 def test_is_link_local(address: str, expected: bool) -> None:
     assert is_link_local(packed(address)) is expected
+
+
+class TestAssigned:
+    """The host's network changes, and with it what the guest is offered."""
+
+    NEW = GuestNetwork(
+        GuestIPv4(IPv4Address("203.0.113.7"), 24, IPv4Address("203.0.113.1")),
+        GuestIPv6(IPv6Address("2001:db8:7::7"), 64, IPv6Address("fe80::7")),
+    )
+
+    def addresses(self, guest: Guest) -> tuple[bytes | None, bytes | None]:
+        """Where packets from elsewhere are sent to."""
+        return guest.address_towards(packed("192.0.2.9")), guest.address_towards(packed("2001:db8::9"))
+
+    def test_guest_that_has_not_spoken_is_where_it_is_told_to_be(self, learner: Guest) -> None:
+        learner.assign(self.NEW)
+        assert self.addresses(learner) == (packed("203.0.113.7"), packed("2001:db8:7::7"))
+
+    def test_guest_that_has_spoken_keeps_what_it_has_until_it_uses_another(self, learner: Guest) -> None:
+        learner.learn_mac(MAC)
+        learner.learn_address(packed("fe80::5054:ff:fe12:3456"))
+        learner.assign(self.NEW)
+        assert self.addresses(learner) == (packed(V4.guest), packed(V6.guest))
+        assert learner.address_towards(packed("fe80::7")) == packed("fe80::5054:ff:fe12:3456")
+        learner.learn_address(packed("203.0.113.7"))
+        assert self.addresses(learner) == (packed("203.0.113.7"), packed(V6.guest))
+        learner.learn_address(packed("2001:db8:7::7"))
+        assert self.addresses(learner) == (packed("203.0.113.7"), packed("2001:db8:7::7"))
+
+    def test_and_so_does_one_with_an_address_of_its_own_choice(self, learner: Guest) -> None:
+        learner.learn_mac(MAC)
+        learner.learn_address(packed("198.51.100.99"))
+        learner.assign(self.NEW)
+        assert self.addresses(learner)[0] == packed("198.51.100.99")
+
+    @pytest.mark.parametrize("ipv4", [True, False])
+    def test_family_that_is_new(self, ipv4: bool) -> None:
+        guest = Guest(network(ipv4=ipv4, ipv6=not ipv4))
+        guest.learn_mac(MAC)
+        guest.assign(evolve(self.NEW, ipv4=None, ipv6=None))
+        assert self.addresses(guest) == ((packed(V4.guest), None) if ipv4 else (None, packed(V6.guest)))
+        guest.assign(self.NEW)
+        assert self.addresses(guest) == (
+            (packed(V4.guest), packed("2001:db8:7::7")) if ipv4 else (packed("203.0.113.7"), packed(V6.guest))
+        )
+
+    @pytest.mark.parametrize("gateway", [V4.gateway, V6.gateway, "203.0.113.1", "fe80::7"])
+    def test_gateways_of_before_and_of_now_are_ours(self, learner: Guest, gateway: str) -> None:
+        learner.learn_mac(MAC)
+        learner.assign(self.NEW)
+        learner.learn_address(packed(gateway))
+        assert self.addresses(learner) == (packed(V4.guest), packed(V6.guest))
+        assert learner.address_towards(packed("fe80::9")) == packed(V6.guest)

@@ -2,12 +2,13 @@
 
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
 import pytest
 from attrs import evolve
 from harness.stage import V4, V6, network
 
-from trio_passt.config import DnsForward, GuestIPv4
+from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNetwork, Resolvers
 from trio_passt.flow.translate import AddressMap, is_unicast
 from trio_passt.host.endpoint import Endpoint
 
@@ -163,3 +164,88 @@ def test_neighbours_of_a_family_that_is_off() -> None:
     addresses = AddressMap(network(ipv4=False))
     assert addresses.is_for_neighbours(b"\xff" * 4)
     assert not addresses.is_for_neighbours(bytes((198, 51, 100, 255)))
+
+
+class TestAfterAChange:
+    """The host's network has changed, and the guest may not know it yet."""
+
+    BEFORE = network()
+    NOW = GuestNetwork(
+        GuestIPv4(IPv4Address("203.0.113.7"), 24, IPv4Address("203.0.113.1")),
+        GuestIPv6(IPv6Address("2001:db8:7::7"), 64, IPv6Address("fe80::7")),
+    )
+
+    def map(self, now: GuestNetwork = NOW, *former: GuestIPv4 | GuestIPv6, **changes: Any) -> AddressMap:
+        """After what was before, or what is given instead."""
+        assert self.BEFORE.ipv4 is not None
+        assert self.BEFORE.ipv6 is not None
+        before = tuple(Former(guest, False) for guest in former or (self.BEFORE.ipv4, self.BEFORE.ipv6))
+        return AddressMap(evolve(now, former=before, **changes))
+
+    @pytest.mark.parametrize(
+        ("asked", "reached"),
+        [("203.0.113.1", "127.0.0.1"), (V4.gateway, "127.0.0.1"), ("fe80::7", "::1"), (V6.gateway, "::1")],
+    )
+    def test_gateways_of_before_and_of_now_are_the_host(self, asked: str, reached: str) -> None:
+        assert self.map().destination_on_host(packed(asked), 80) == Endpoint(packed(reached), 80)
+
+    def test_former_gateway_that_is_a_nameserver_now_is_reached_where_it_is(self) -> None:
+        resolvers = Resolvers((IPv4Address(V4.gateway),), (IPv6Address(V6.gateway),))
+        addresses = self.map(resolvers=resolvers)
+        for port in (53, 80):
+            assert addresses.destination_on_host(packed(V4.gateway), port) == Endpoint(packed(V4.gateway), port)
+            assert addresses.destination_on_host(packed(V6.gateway), port) == Endpoint(packed(V6.gateway), port)
+
+    def test_gateway_that_is_the_same_although_it_is_a_nameserver(self) -> None:
+        same = evolve(self.BEFORE, resolvers=Resolvers((IPv4Address(V4.gateway),)))
+        assert self.map(same).destination_on_host(packed(V4.gateway), 80) == Endpoint(packed("127.0.0.1"), 80)
+
+    @pytest.mark.parametrize("peer", ["127.0.0.1", "203.0.113.7", V4.guest])
+    def test_who_has_an_address_that_the_guest_takes_for_its_own_is_seen_as_the_gateway(self, peer: str) -> None:
+        assert self.map().source_for_guest(packed(peer)) == packed("203.0.113.1")
+
+    @pytest.mark.parametrize("peer", ["::1", "2001:db8:7::7", V6.guest])
+    def test_and_so_with_ipv6(self, peer: str) -> None:
+        assert self.map().source_for_guest(packed(peer)) == packed("fe80::7")
+
+    def test_all_others_are_who_they_are(self) -> None:
+        for address in ("198.51.100.9", V4.gateway, "2001:db8::9"):
+            assert self.map().source_for_guest(packed(address)) == packed(address)
+        assert self.map().destination_on_host(packed("198.51.100.9"), 80) == Endpoint(packed("198.51.100.9"), 80)
+
+    def test_broadcast_addresses(self) -> None:
+        addresses = self.map()
+        assert addresses.is_for_neighbours(packed("198.51.100.255"))
+        assert addresses.is_for_neighbours(packed("203.0.113.255"))
+        assert not addresses.is_for_neighbours(packed("192.0.2.255"))
+
+    def test_errors_come_from_the_router_of_now(self) -> None:
+        assert self.map().router_of(packed("192.0.2.9")) == packed("203.0.113.1")
+        assert self.map().router_of(packed("2001:db8::9")) == packed("fe80::7")
+
+    def test_former_nameservers(self) -> None:
+        """What is told now comes first."""
+        addresses = self.map(
+            dns_forwards=(DnsForward(IPv4Address("203.0.113.1"), IPv4Address("127.0.0.53")),),
+            former_dns_forwards=(
+                DnsForward(IPv4Address("203.0.113.1"), IPv4Address("192.0.2.9")),
+                DnsForward(IPv4Address(V4.gateway), IPv4Address("192.0.2.53")),
+                DnsForward(IPv6Address(V6.gateway), IPv6Address("2001:db8::53")),
+            ),
+        )
+        for port in (53, 853):
+            for asked, reached in (
+                ("203.0.113.1", "127.0.0.53"),
+                (V4.gateway, "192.0.2.53"),
+                (V6.gateway, "2001:db8::53"),
+            ):
+                assert addresses.destination_on_host(packed(asked), port) == Endpoint(packed(reached), port)
+        assert addresses.destination_on_host(packed(V4.gateway), 80) == Endpoint(packed("127.0.0.1"), 80)
+
+    def test_nameserver_at_a_link_local_address_has_the_interface_of_now(self) -> None:
+        assert self.NOW.ipv6 is not None
+        now = evolve(self.NOW, ipv6=evolve(self.NOW.ipv6, interface="lo"))
+        forwards = (DnsForward(IPv6Address(V6.gateway), IPv6Address("fe80::53")),)
+        addresses = self.map(now, former_dns_forwards=forwards)
+        index = socket.if_nametoindex("lo")
+        assert addresses.destination_on_host(packed(V6.gateway), 53) == Endpoint(packed("fe80::53"), 53, index)

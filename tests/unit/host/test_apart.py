@@ -1,6 +1,7 @@
 """A function in a child process: its result, its exception, its end."""
 
 import os
+import socket
 import sys
 
 import pytest
@@ -16,13 +17,20 @@ def test_result_comes_back_and_the_process_was_another() -> None:
 
 def test_what_it_imports_stays_there() -> None:
     def imports() -> bool:
-        import this  # noqa: F401
+        import colorsys  # noqa: F401
 
-        return "this" in sys.modules
+        return "colorsys" in sys.modules
 
-    sys.modules.pop("this", None)
+    sys.modules.pop("colorsys", None)
     assert in_child(imports)
-    assert "this" not in sys.modules
+    assert "colorsys" not in sys.modules
+
+
+def test_it_holds_no_descriptors_of_ours() -> None:
+    with open(os.devnull) as ours, socket.socket() as also_ours:
+        before = {ours.fileno(), also_ours.fileno()}
+        theirs = in_child(lambda: set(map(int, os.listdir("/proc/self/fd"))))
+    assert not before & theirs
 
 
 def test_large_results() -> None:

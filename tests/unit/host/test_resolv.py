@@ -93,7 +93,8 @@ def forward(seen_by_guest: str, on_host: str) -> DnsForward:
 
 def test_nameservers_elsewhere_are_told_as_they_are() -> None:
     assert told("192.0.2.53", "2001:db8::53", "198.51.100.53") == GuestResolvers(
-        Resolvers((IPv4Address("192.0.2.53"), IPv4Address("198.51.100.53")), (IPv6Address("2001:db8::53"),))
+        Resolvers((IPv4Address("192.0.2.53"), IPv4Address("198.51.100.53")), (IPv6Address("2001:db8::53"),)),
+        nameservers=(IPv4Address("192.0.2.53"), IPv6Address("2001:db8::53")),
     )
 
 
@@ -108,7 +109,9 @@ def test_nameservers_elsewhere_are_told_as_they_are() -> None:
     ],
 )
 def test_ipv4_nameserver_behind_the_gateways_address(nameserver: str, on_host: str) -> None:
-    assert told(nameserver) == GuestResolvers(Resolvers((IPv4Address("192.0.2.1"),)), (forward("192.0.2.1", on_host),))
+    assert told(nameserver) == GuestResolvers(
+        Resolvers((IPv4Address("192.0.2.1"),)), (forward("192.0.2.1", on_host),), (ip_address(on_host),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,12 +124,16 @@ def test_ipv4_nameserver_behind_the_gateways_address(nameserver: str, on_host: s
     ],
 )
 def test_ipv6_nameserver_behind_the_gateways_address(nameserver: str, on_host: str) -> None:
-    assert told(nameserver) == GuestResolvers(Resolvers((), (IPv6Address("fe80::1"),)), (forward("fe80::1", on_host),))
+    assert told(nameserver) == GuestResolvers(
+        Resolvers((), (IPv6Address("fe80::1"),)), (forward("fe80::1", on_host),), (ip_address(on_host),)
+    )
 
 
 def test_only_the_first_can_be_behind_the_gateways_address() -> None:
     assert told("127.0.0.53", "192.0.2.1", "127.0.0.1", "192.0.2.53") == GuestResolvers(
-        Resolvers((IPv4Address("192.0.2.1"), IPv4Address("192.0.2.53"))), (forward("192.0.2.1", "127.0.0.53"),)
+        Resolvers((IPv4Address("192.0.2.1"), IPv4Address("192.0.2.53"))),
+        (forward("192.0.2.1", "127.0.0.53"),),
+        (IPv4Address("127.0.0.53"),),
     )
 
 

@@ -1,0 +1,143 @@
+"""A look at the host: the real kernel's network, and files that stand for resolv.conf."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+import trio
+
+from trio_passt.errors import StartupError
+from trio_passt.host import apart, discovery, netlink
+from trio_passt.host.discovery import discover, discover_again, read_resolv_conf
+from trio_passt.host.network import Address, DefaultRoute, Host, Link, NextHop
+from trio_passt.host.resolv import Nameserver, ResolvConf, parse_resolv_conf
+
+
+@pytest.fixture
+def resolv_conf(tmp_path: Path) -> Path:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.53\nsearch example.org\n")
+    return path
+
+
+EXPECTED = ResolvConf((Nameserver(IPv4Address("192.0.2.53")),), ("example.org",))
+
+
+def test_at_start(resolv_conf: Path) -> None:
+    host = discover(resolv_conf)
+    assert any(link.loopback for link in host.links)
+    assert host.resolv_conf == EXPECTED
+
+
+async def test_again_while_others_run(resolv_conf: Path) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        host = await discover_again(resolv_conf)
+        nursery.cancel_scope.cancel()
+    assert any(link.loopback for link in host.links)
+    assert host.resolv_conf == EXPECTED
+    assert turns > 10
+
+
+@pytest.mark.usefixtures("namespace")
+async def test_it_finds_what_there_is(resolv_conf: Path) -> None:
+    """The second look finds what has changed since the first; the file is read anew, too."""
+    ip("link add eth0 type veth peer name far0", "link set eth0 up", "address add 192.0.2.2/24 dev eth0")
+    before = discover(resolv_conf)
+    index = next(link.index for link in before.links if link.name == "eth0")
+    assert Link(index, "eth0") in before.links
+    assert Address(index, IPv4Address("192.0.2.2"), 24) in before.addresses
+    assert before.routes == ()
+    assert await discover_again(resolv_conf) == before
+    ip("route add default via 192.0.2.1", "address add 2001:db8::2/64 dev eth0 nodad")
+    resolv_conf.write_text("")  # noqa: ASYNC240
+    now = await discover_again(resolv_conf)
+    assert now.routes == (DefaultRoute(4, (NextHop(index, IPv4Address("192.0.2.1")),)),)
+    assert IPv6Address("2001:db8::2") in {address.address for address in now.addresses}
+    assert now.resolv_conf == ResolvConf()
+
+
+def ip(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(["ip", *command.split()], check=True)
+
+
+def no_netlink() -> None:
+    raise StartupError("can't read the host's interfaces and routes from netlink")
+
+
+async def test_where_there_is_no_netlink(monkeypatch: pytest.MonkeyPatch, resolv_conf: Path) -> None:
+    monkeypatch.setattr(netlink, "read_host_network", no_netlink)
+    with pytest.raises(StartupError, match="netlink"):
+        discover(resolv_conf)
+    with pytest.raises(StartupError, match="netlink"):
+        await discover_again(resolv_conf)
+
+
+async def test_what_netlink_needs_takes_no_memory_here(resolv_conf: Path) -> None:
+    look = "import sys, trio; from trio_passt.host.discovery import discover, discover_again; discover();"
+    check = " trio.run(discover_again); sys.exit('pyroute2' in sys.modules)"
+    await trio.run_process([sys.executable, "-c", look + check])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", ResolvConf()),
+        (b"nameserver 192.0.2.53\nsearch example.org\n", EXPECTED),
+        (b"# \xff\xfe Latin-1 or worse: \xe4\nnameserver 192.0.2.53\nsearch \xe4 example.org\n", EXPECTED),
+    ],
+    ids=["empty", "plain", "not UTF-8"],
+)
+def test_file_as_it_is(tmp_path: Path, content: bytes, expected: ResolvConf) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_bytes(content)
+    assert read_resolv_conf(path) == expected
+
+
+def test_link_to_the_file(resolv_conf: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(resolv_conf)
+    assert read_resolv_conf(link) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "make", [lambda _path: None, lambda path: path.symlink_to("/nonexistent/x")], ids=["none", "dangling link"]
+)
+def test_absent_file_is_nothing_to_speak_of(
+    tmp_path: Path, make: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "resolv.conf"
+    make(path)
+    assert read_resolv_conf(path) == ResolvConf()
+    assert not caplog.records
+
+
+def test_unreadable_file_is_as_an_empty_one_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_resolv_conf(tmp_path) == ResolvConf()
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, f"can't read {tmp_path}: Is a directory")
+    ]
+
+
+def test_the_file_is_the_systems() -> None:
+    assert Path("/etc/resolv.conf") == discovery.RESOLV_CONF
+
+
+def test_default_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in what both looks read, without one named."""
+    monkeypatch.setattr(apart, "in_child", lambda _function: ([], [], []))
+    text = discovery.RESOLV_CONF.read_text() if discovery.RESOLV_CONF.exists() else ""
+    assert discover() == Host(resolv_conf=parse_resolv_conf(text))
