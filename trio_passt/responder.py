@@ -4,9 +4,11 @@ What is answered to what is the services' affair, which are pure.  Here is what 
 them, a link that is full, and what an answer says about the guest.
 """
 
+from ipaddress import IPv4Address, IPv6Address
+
 from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
 from trio_passt.flow.session import Session
-from trio_passt.host.guest_network import without_former_ipv4
+from trio_passt.host.guest_network import without
 from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.wire import frames, plain, udp
 from trio_passt.wire.icmp import IcmpMessage
@@ -29,6 +31,9 @@ class Responder:
         self._session = session
         self._server_duid = dhcpv6.server_duid(session.network)
         self._waiting: list[bytes] = []
+        self._forgotten: set[GuestIPv4 | GuestIPv6 | None] = set()
+        self._forgotten_nameservers: set[IPv4Address | IPv6Address] = set()
+        """Former states, and nameservers at our addresses, that the guest has asked anew since."""
 
     # -- what the guest asks -------------------------------------------------------------------------------------------
 
@@ -58,11 +63,17 @@ class Responder:
         address = dhcp.acknowledged_address(frame) if frame else None
         if address is not None:
             self._session.guest.learn_address(address.packed)
-            network = self._session.network
-            told_before = network.former or network.former_dns_forwards
-            if told_before and network.ipv4 and address == network.ipv4.address:
-                self._session.change(without_former_ipv4(network))
+            if self._session.network.ipv4 and address == self._session.network.ipv4.address:
+                self._forget_former_ipv4()
         self._send(frame)
+
+    def _forget_former_ipv4(self) -> None:
+        network = self._session.network
+        self._forgotten |= {former.guest for former in network.former if isinstance(former.guest, GuestIPv4)}
+        seen = (forward.seen_by_guest for forward in network.former_dns_forwards)
+        self._forgotten_nameservers |= {address for address in seen if address.version == 4}
+        if network.former or network.former_dns_forwards:
+            self._session.change(without(network, self._forgotten, self._forgotten_nameservers))
 
     def is_for_dhcpv6(self, destination: bytes, datagram: memoryview) -> bool:
         """Whether a UDP datagram is DHCPv6's: to a group, or to an address that the server has or had."""
@@ -92,6 +103,9 @@ class Responder:
     def change(self, network: GuestNetwork) -> None:
         """The host's network is another: what can be told the guest at once, is."""
         before = self._session.network
+        self._forgotten -= {network.ipv4}  # told again
+        self._forgotten_nameservers -= {*network.resolvers.ipv4, *(f.seen_by_guest for f in network.dns_forwards)}
+        network = without(network, self._forgotten, self._forgotten_nameservers)
         self._session.change(network)
         for frame in ndp.changes(before, network):
             self._send(frame)

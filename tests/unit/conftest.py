@@ -11,9 +11,14 @@ import pytest
 import trio
 from harness.own_namespace import own_namespace
 from harness.stage import V4, V6, Family, Stage, on_stage
+from hypothesis import settings
 from trio.testing import MockClock
 
 from trio_passt.tcp import flow, timeouts
+
+# A property does not fail because the machine has something else to do.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture

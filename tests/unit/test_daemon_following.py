@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import trio
 from attrs import evolve
 from harness.hosts import ChangingHost, host
 from harness.running import Running, StreamGuest, ends, running
@@ -421,8 +422,9 @@ async def test_without_a_watch_nothing_is_followed(changing: ChangingHost, tmp_p
 
 
 @pytest.mark.usefixtures("namespace")
-async def test_real_host(tmp_path: Path) -> None:
+async def test_real_host(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The kernel's own word, from the first message to the guest's router advertisement."""
+    caplog.set_level(logging.INFO)
     resolv_conf = tmp_path / "resolv.conf"
     with HostWatch(resolv_conf) as watch:
         config = Config(decide(Wishes(), Host()).network, Attachment(socket_path=tmp_path / "guest.socket"))
@@ -438,6 +440,9 @@ async def test_real_host(tmp_path: Path) -> None:
                 "-6 route add default via fe80::1 dev eth0",
             ):
                 subprocess.run(["ip", *command.split()], check=True)  # noqa: ASYNC221
+            with trio.fail_after(30):  # a look takes 0.3 s, if the machine has nothing else to do
+                while "IPv6 is now" not in caplog.text:  # noqa: ASYNC110 - the log tells nobody
+                    await trio.sleep(0.02)
             await next_with(guest, ICMPv6ND_RA, lambda packet: prefixes(packet) == {"2001:db8:1:2::": 14400})
             assert await leased(guest, "discover") == f"OFFER {V4.guest} from {V4.gateway}"
             guest.leaves()

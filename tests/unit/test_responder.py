@@ -212,6 +212,19 @@ class TestDhcp:
         assert responder.is_for_dhcp(b"\xff" * 4, to_server)
         assert not responder.is_for_dhcp(ip_address(V4.gateway).packed, to_server)
 
+    async def test_what_it_has_asked_anew_since_stays_forgotten_at_the_next_change(self, moved: Stage) -> None:
+        """A real host may have the former gateway's address; but what is told again may be former again."""
+        responder = moved.dispatcher.responder
+        then = evolve(changed(), former_dns_forwards=(forward(V4.gateway, "127.0.0.53"),))
+        responder.change(then)
+        moved.sends_frames(dhcp("request", ("requested_addr", str(NOW_4.address))))
+        await answered(moved)
+        responder.change(evolve(then, resolvers=Resolvers(search=("example.com",))))
+        assert (moved.session.network.former, moved.session.network.former_dns_forwards) == (then.former[1:], ())
+        responder.change(network(dns_forwards=then.former_dns_forwards))
+        responder.change(then)
+        assert moved.session.network == then
+
     async def test_guest_of_which_nothing_is_former(self, guest: Stage) -> None:
         before, addresses = guest.session.network, guest.session.addresses
         guest.sends_frames(dhcp("request", ("requested_addr", V4.guest)))

@@ -54,8 +54,12 @@ def fork(keep_fd: int | None = None) -> Child | int:
     The child closes what it inherited beyond the standard descriptors and `keep_fd`: the caller's pipes and locks
     are not to live as long as a daemon.
     """
-    read_fd, write_fd = os.pipe()
-    child = os.fork()
+    try:
+        read_fd, write_fd = os.pipe()
+        child = os.fork()
+    except OSError as error:
+        write_to_stderr(one_line(f"{PROGRAM}: can't go into the background: {error.strerror}") + "\n")
+        return 1
     if child == 0:
         _close_all_but(write_fd, keep_fd)
         return Child(write_fd)
@@ -99,7 +103,10 @@ def _signals_forwarded_to(process: int) -> Iterator[None]:
 
 
 def _status_of_failed(child: int) -> int:
-    _, wait_status = os.waitpid(child, 0)
+    try:
+        _, wait_status = os.waitpid(child, 0)
+    except ChildProcessError:  # who started us ignores SIGCHLD, and so the kernel keeps no status
+        return 1
     status = os.waitstatus_to_exitcode(wait_status)
     if status < 0:
         name = signal.Signals(-status).name

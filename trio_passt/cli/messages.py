@@ -85,6 +85,19 @@ def _network(network: GuestNetwork) -> list[str]:
     if resolvers.search:
         lines.append("Search   " + " ".join(resolvers.search))
     lines.append(f"MTU      {network.mtu_bytes or 'not told'}")
+    return lines + _names(network)
+
+
+def _names(network: GuestNetwork) -> list[str]:
+    """What was set to be told; a host name and what to boot are DHCP's, which is IPv4's."""
+    lines = []
+    if network.hostname and network.ipv4:
+        lines.append(f"Name     {network.hostname}")
+    if network.fqdn:
+        lines.append(f"FQDN     {network.fqdn}")
+    if (boot := network.boot) is not None and network.ipv4:
+        name = f" ({boot.server_name})" if boot.server_name else ""
+        lines.append(f"Boot     {boot.file} from {boot.server or network.ipv4.gateway}{name}")
     return lines
 
 

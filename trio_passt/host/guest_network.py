@@ -42,7 +42,8 @@ class Decision:
 
 def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Decision:
     """What the guest gets from this host; `told` is what it has been told before."""
-    found = choose(host.links, host.addresses, host.routes, ipv4=wishes.ipv4, ipv6=wishes.ipv6)
+    known = [guest.address for guest in (told.ipv4, told.ipv6) if guest] if told else []
+    found = choose(host.links, host.addresses, host.routes, ipv4=wishes.ipv4, ipv6=wishes.ipv6, known=known)
     ipv4 = _kept(told.ipv4 if told else None, found.ipv4)
     ipv6 = _kept(told.ipv6 if told else None, found.ipv6)
     names = resolvers_for_guest(_with_named_zones(host), ipv4, ipv6, wishes)
@@ -82,10 +83,12 @@ def afresh(network: GuestNetwork) -> GuestNetwork:
     return evolve(network, former=(), former_dns_forwards=())
 
 
-def without_former_ipv4(network: GuestNetwork) -> GuestNetwork:
-    """The same for a guest that goes by today's lease."""
-    former = tuple(former for former in network.former if former.guest.address.version == 6)
-    forwards = tuple(forward for forward in network.former_dns_forwards if forward.seen_by_guest.version == 6)
+def without(
+    network: GuestNetwork, forgotten: Collection[GuestIPv4 | GuestIPv6 | None], nameservers: Collection[Address]
+) -> GuestNetwork:
+    """The same for a guest that does not go by these former states and nameservers any more: it has asked since."""
+    former = tuple(former for former in network.former if former.guest not in forgotten)
+    forwards = tuple(forward for forward in network.former_dns_forwards if forward.seen_by_guest not in nameservers)
     return evolve(network, former=former, former_dns_forwards=forwards)
 
 
@@ -131,8 +134,9 @@ def _former_dns_forwards(told: GuestNetwork, now: GuestNetwork) -> tuple[DnsForw
     current = {*now.resolvers.ipv4, *now.resolvers.ipv6} - gateways
     current |= {forward.seen_by_guest for forward in now.dns_forwards}
     nameserver = {address.version: address for address in now.nameservers}
+    in_order = sorted(before.items(), key=lambda item: item[0].packed)  # the same one at each look
     return tuple(
         DnsForward(seen, on_host)
-        for seen, formerly in before.items()
+        for seen, formerly in in_order
         if seen not in current and seen in ours and (on_host := nameserver.get(seen.version, formerly))
     )

@@ -20,7 +20,7 @@ kernel is `trio_passt.host.netlink`'s.  The rules, for each family by itself:
   and the host reach each other and nothing else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
 from typing import TypeVar
 
@@ -118,14 +118,19 @@ def choose(
     *,
     ipv4: bool = True,
     ipv6: bool = True,
+    known: Collection[IPv4Address | IPv6Address] = (),
 ) -> HostNetwork:
-    """What the guest gets; a family that is not asked for is off without a note."""
+    """What the guest gets; a family that is not asked for is off without a note.
+
+    Of addresses that are as good as each other it is one that is `known` to the guest.
+    """
     notes: list[str] = []
     if ignored := sorted({route.table for route in routes} - {MAIN_TABLE}):
         tables = ", ".join(map(str, ignored))
         notes.append(f"default routes of other tables than main are not considered (tables: {tables})")
     missing: dict[str, str] = {}
     guest4 = guest6 = None
+    addresses = sorted(addresses, key=lambda address: address.address not in known)
     try:
         guest4 = _family(links, addresses, routes, 4, _ipv4, notes) if ipv4 else None
     except _Missing as reason:

@@ -42,6 +42,8 @@ _MAX_OTHERS = 8
 """Of the other addresses in a client's IA, so many are answered at a time: the reply has to fit a packet."""
 _DUID_LL = bytes.fromhex("00030001")
 _ASSOCIATIONS = (Dhcpv6OptionCode.IA_NA, Dhcpv6OptionCode.IA_TA, Dhcpv6OptionCode.IA_PD)
+_MOST_ASSOCIATIONS = 64
+"""Clients have one or two of each kind, and a reply has room for about as many; others are not looked at."""
 _FOR_ONE_SERVER = (Dhcpv6Type.REQUEST, Dhcpv6Type.RENEW, Dhcpv6Type.RELEASE, Dhcpv6Type.DECLINE)
 
 
@@ -175,7 +177,7 @@ def _reply(asked: Dhcpv6Message, guest: GuestIPv6, network: GuestNetwork, reply:
     """What to say to a client's valid message (RFC 8415 section 18.3)."""
     kind = Dhcpv6Type.REPLY
     leases = _leases(guest, network)
-    associations = [_parse_association(option) for option in asked.all(*_ASSOCIATIONS)]
+    associations = [_parse_association(option) for option in asked.all(*_ASSOCIATIONS)[:_MOST_ASSOCIATIONS]]
     match asked.type:
         case Dhcpv6Type.SOLICIT:
             kind = _offer(asked, associations, leases, reply)

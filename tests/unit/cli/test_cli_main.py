@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,9 @@ import trio
 from trio_passt.cli import main as main_module
 from trio_passt.cli.log import LOGGER
 from trio_passt.cli.main import main
-from trio_passt.config import Config, PortForward
+from trio_passt.config import Config, NetworkBoot, PortForward
 from trio_passt.errors import StartupError
 from trio_passt.host.network import LOCAL_IPV4, Host
-from trio_passt.host.resolv import ResolvConf
 from trio_passt.host.watch import HostWatch
 
 Ready = Callable[[Path | None, Sequence[PortForward]], None]
@@ -143,17 +143,61 @@ def test_a_deleted_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert main(["-fq"], run=ready_at_once) == 0
 
 
-def test_the_real_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_real_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(main_module, "RESOLV_CONF", tmp_path / "resolv.conf")
-    assert main_module.discover().resolv_conf == ResolvConf()
-    (tmp_path / "resolv.conf").write_text("search example.org\n")
-    host = main_module.discover()
-    assert any(link.loopback for link in host.links)
-    assert host.resolv_conf.search == ("example.org",)
+    assert any(link.loopback for link in main_module.discover().links)
 
 
-def test_an_unreadable_resolv_conf_is_an_empty_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(main_module, "RESOLV_CONF", tmp_path)
-    assert main_module.discover().resolv_conf == ResolvConf()
+def test_the_daemon_is_told_of_changes_since_before_the_host_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens between the look and the daemon's start must not be missed; and the watch ends with it."""
+    done: list[str] = []
+    begin, end = HostWatch.__init__, HostWatch.close
+
+    def begins(watch: HostWatch, resolv_conf: Path) -> None:
+        done.append(f"watches {resolv_conf}")
+        begin(watch, resolv_conf)
+
+    def ends(watch: HostWatch) -> None:
+        done.append("ends")
+        end(watch)
+
+    def look() -> Host:
+        done.append("looks")
+        return Host()
+
+    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+        done.append("runs")
+        assert isinstance(watch, HostWatch)
+
+    monkeypatch.setattr(HostWatch, "__init__", begins)
+    monkeypatch.setattr(HostWatch, "close", ends)
+    monkeypatch.setattr(main_module, "discover", look)
+    assert main(["-fq"], run=run) == 0
+    assert done == ["watches /etc/resolv.conf", "looks", "runs", "ends"]
+
+
+def test_names_reach_the_daemon_and_its_user(capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[Config] = []
+
+    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+        seen.append(config)
+        on_ready(None, ())
+
+    words = [
+        "-f",
+        "-H",
+        "guest",
+        "--fqdn",
+        "guest.example.",
+        "--dhcp-boot",
+        "pxelinux.0",
+        "--dns-forward",
+        "192.0.2.53",
+    ]
+    assert main(words, run=run) == 0
+    (config,) = seen
+    assert config.wishes.dns_forwards == (IPv4Address("192.0.2.53"),)
+    assert (config.network.hostname, config.network.fqdn) == ("guest", "guest.example")
+    assert config.network.boot == config.wishes.boot == NetworkBoot("pxelinux.0")
+    lines = [line.strip() for line in capfd.readouterr().err.splitlines()]
+    assert {"Name     guest", "FQDN     guest.example", "Boot     pxelinux.0 from 169.254.2.2"} <= set(lines)

@@ -14,6 +14,7 @@ from trio_passt.config import (
     GuestIPv4,
     GuestIPv6,
     GuestNetwork,
+    NetworkBoot,
     PortForward,
     Protocol,
     Resolvers,
@@ -66,6 +67,49 @@ def test_the_least_message() -> None:
         "Addresses at which the guest reaches this host\n"
         "    169.254.2.2 -> 127.0.0.1\n"
     )
+
+
+def told(network: GuestNetwork) -> list[str]:
+    """What the guest gets."""
+    lines = startup_message(Config(network), None, "x86_64").splitlines()
+    return [line.strip() for line in lines[1 : lines.index("Ports of this host that are forwarded to the guest")]]
+
+
+def test_names_and_what_to_boot() -> None:
+    boot = NetworkBoot("pxe/pxelinux.0", "boot.example.org", IPv4Address("192.0.2.9"))
+    network = GuestNetwork(GUEST_4, GUEST_6, hostname="guest", fqdn="guest.example.org", boot=boot)
+    assert told(network)[-4:] == [
+        "MTU      65520",
+        "Name     guest",
+        "FQDN     guest.example.org",
+        "Boot     pxe/pxelinux.0 from 192.0.2.9 (boot.example.org)",
+    ]
+
+
+def test_what_to_boot_is_at_the_gateway_unless_it_is_said_where() -> None:
+    network = GuestNetwork(GUEST_4, boot=NetworkBoot("http://192.0.2.1/boot.ipxe"))
+    assert told(network)[-1] == "Boot     http://192.0.2.1/boot.ipxe from 192.0.2.1"
+
+
+def test_without_ipv4_there_is_no_dhcp_to_tell_a_host_name_or_what_to_boot() -> None:
+    network = GuestNetwork(ipv6=GUEST_6, hostname="guest", fqdn="guest.example.org", boot=NetworkBoot("file"))
+    assert told(network)[-2:] == ["MTU      65520", "FQDN     guest.example.org"]
+
+
+def test_nothing_that_was_not_set() -> None:
+    assert told(GuestNetwork(GUEST_4))[-1] == "MTU      65520"
+
+
+def test_nameserver_that_is_where_the_gateway_leads_anyway_is_one_line() -> None:
+    forwards = (
+        DnsForward(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.1")),
+        DnsForward(IPv4Address("203.0.113.53"), IPv4Address("127.0.0.53")),
+    )
+    message = startup_message(Config(GuestNetwork(GUEST_4, dns_forwards=forwards)), None, "x86_64")
+    assert message.splitlines()[-2:] == [
+        "    192.0.2.1 -> 127.0.0.1",
+        "    203.0.113.53 -> 127.0.0.53 on ports 53 and 853 (DNS)",
+    ]
 
 
 def test_ipv6_alone() -> None:

@@ -1,6 +1,7 @@
 """argv → `Options`, as tables: GNU conventions, each option, each error."""
 
 import contextlib
+from ipaddress import IPv6Address
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,10 @@ TCP_22 = (PortForward(Protocol.TCP, 22, 22), PortForward(Protocol.UDP, 22, 22, m
                 )
             ),
         ),
+        (
+            ("-H", "guest", "--dns-host", "::1"),
+            Options(wishes=Wishes(hostname="guest", dns_hosts=(IPv6Address("::1"),))),
+        ),
         (("--",), Options()),
     ],
 )
@@ -96,7 +101,7 @@ def test_understood(words: tuple[str, ...], expected: Options | None) -> None:
         (("-fm",), "option requires an argument -- 'm'"),
         (("--foreground=1",), "option '--foreground' doesn't allow an argument"),
         (("--fore=",), "option '--foreground' doesn't allow an argument"),
-        (("--f",), "option '--f' is ambiguous; possibilities: '--foreground' '--fd'"),
+        (("--f",), "option '--f' is ambiguous; possibilities: '--foreground' '--fqdn' '--fd'"),
         (("--p=x",), "option '--p=x' is ambiguous; possibilities: '--pcap' '--pid'"),
         (("--ipv",), "option '--ipv' is ambiguous; possibilities: '--ipv4-only' '--ipv6-only'"),
         (("file",), "extra argument 'file': only options are expected"),

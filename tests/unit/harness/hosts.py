@@ -64,14 +64,14 @@ class ChangingHost:
     def __init__(self, first: Host) -> None:
         self.looks: list[float] = []
         """When it was looked at."""
-        self._now: Host | Exception = first
+        self._now: Host | Exception | None = first
         self._change, self._changes = trio.open_memory_channel[None](1)
 
-    def is_unnoticed(self, now: Host | Exception) -> None:
-        """What a look says of it from now on, or how it fails."""
+    def is_unnoticed(self, now: Host | Exception | None) -> None:
+        """What a look says of it from now on, or how it fails; None: it says nothing, and never ends."""
         self._now = now
 
-    def becomes(self, now: Host | Exception) -> None:
+    def becomes(self, now: Host | Exception | None) -> None:
         """The same, and it is noticed."""
         self.is_unnoticed(now)
         with suppress(trio.WouldBlock):  # it has not been heard of the one before
@@ -85,6 +85,8 @@ class ChangingHost:
         """As `trio_passt.host.discovery` has it."""
         self.looks.append(trio.current_time())
         await trio.lowlevel.checkpoint()
+        if self._now is None:
+            await trio.sleep_forever()
         if isinstance(self._now, Exception):
             raise self._now
         return self._now

@@ -135,13 +135,14 @@ async def test_look_that_fails_is_tried_again(failure: Exception, text: str, cap
     assert [later - earlier for earlier, later in pairwise(host.looks)] == pytest.approx([RETRY_S] * 3)
 
 
-async def test_look_that_does_not_end_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_look_that_does_not_end_is_given_up_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async with following(HOME) as host:
-        monkeypatch.setattr(module, "discover_again", trio.sleep_forever)
-        host.becomes(OFFICE)
+        host.becomes(None)
         await trio.sleep(LOOK_TIMEOUT_S + 1)
+        host.is_unnoticed(OFFICE)
+        await trio.sleep(RETRY_S)
+        assert len(host.told) == 1
+        caplog.records.pop()  # about the change
         assert [record.getMessage() for record in caplog.records] == [
             "can't look at the host's network, which has changed: no answer for 30 s"
         ]

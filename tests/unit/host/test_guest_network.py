@@ -17,7 +17,7 @@ from trio_passt.config import (
     Resolvers,
     Wishes,
 )
-from trio_passt.host.guest_network import FORMER_KEPT, afresh, decide, without_former_ipv4
+from trio_passt.host.guest_network import FORMER_KEPT, afresh, decide, without
 from trio_passt.host.network import LOCAL_IPV4, LOCAL_IPV6, Host
 
 HOME_IPV4 = GuestIPv4(IPv4Address("192.0.2.2"), 24, IPv4Address("192.0.2.1"), "eth0")
@@ -134,6 +134,22 @@ class TestOtherNetwork:
         assert network.ipv4 == evolve(HOME_IPV4, interface="wlan0")
         assert network.former == ()
 
+    @pytest.mark.parametrize("first", ["192.0.2.2/24 eth0", "192.0.2.3/24 eth0"])
+    def test_host_with_several_addresses_that_lists_them_otherwise(self, first: str) -> None:
+        """The kernel lists them in the order in which it got them, and some programs take them away and give them back."""
+        second = "192.0.2.2/24 eth0" if first != "192.0.2.2/24 eth0" else "192.0.2.3/24 eth0"
+        one, other = (host(*own, routes=("192.0.2.1 eth0",)) for own in ((first, second), (second, first)))
+        assert after(one, other) == after(one)
+        assert after(other, host(first, routes=("192.0.2.1 eth0",))).ipv4 == after(one).ipv4
+
+    def test_better_address_is_taken_all_the_same(self) -> None:
+        """Of the network that the router is in."""
+        before = host("203.0.113.2/24 eth0", routes=("192.0.2.1 eth0",))
+        now = host("203.0.113.2/24 eth0", "192.0.2.2/24 eth0", routes=("192.0.2.1 eth0",))
+        network = after(before, now)
+        assert network.ipv4 == HOME_IPV4
+        assert [former.on_host for former in network.former] == [True]
+
     def test_ipv6_router_only(self) -> None:
         """The prefix is the same: the guest keeps its address, and hears who its router is."""
         there = host("2001:db8:1::2/64 eth0", routes=("fe80::7 eth0",), resolv_conf=NAMESERVERS)
@@ -177,7 +193,18 @@ class TestOtherNetwork:
     def test_only_so_many_are_kept(self) -> None:
         hosts = [host(f"192.0.2.{last}/24 eth0", routes=("192.0.2.1 eth0",)) for last in range(2, 2 + FORMER_KEPT + 3)]
         former = after(*hosts).former
-        assert [str(each.guest.address) for each in former] == [f"192.0.2.{last}" for last in range(11, 3, -1)]
+        assert [str(each.guest.address) for each in former] == [
+            f"192.0.2.{last}" for last in range(FORMER_KEPT + 3, 3, -1)
+        ]
+
+
+class TestStability:
+    def test_address_that_comes_and_goes_beside_the_guests(self) -> None:
+        """A virtual one, as of keepalived: the kernel lists the newest first, and one is as good as the other."""
+        before = host("2001:db8::2/64 eth0", routes=("fe80::1 eth0",))
+        beside = host("2001:db8::99/64 eth0", "2001:db8::2/64 eth0", routes=("fe80::1 eth0",))
+        assert after(before, beside) == after(before)
+        assert str(after(beside).ipv6.address) == "2001:db8::99"
 
 
 class TestOffline:
@@ -353,7 +380,7 @@ class TestOtherGuests:
     def test_guest_that_goes_by_todays_lease(self) -> None:
         stub = with_resolv_conf(HOME, "nameserver 127.0.0.53\nnameserver ::1\n")
         network = after(stub, OFFICE)
-        now = without_former_ipv4(network)
+        now = without(network, {HOME_IPV4, OFFICE_IPV4}, {HOME_IPV4.gateway})
         assert now.former == (Former(HOME_IPV6, False),)
         assert now.former_dns_forwards == (forward("fe80::1", "2001:db8::53"),)
         assert evolve(now, former=network.former, former_dns_forwards=network.former_dns_forwards) == network

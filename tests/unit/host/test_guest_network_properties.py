@@ -2,12 +2,13 @@
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from attrs import evolve
 from harness.hosts import LINKS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_passt.config import GuestNetwork, Wishes
-from trio_passt.host.guest_network import FORMER_KEPT, afresh, decide, terms, without_former_ipv4
+from trio_passt.host.guest_network import FORMER_KEPT, afresh, decide, terms, without
 from trio_passt.host.network import Address, DefaultRoute, Host, NextHop
 from trio_passt.host.resolv import Nameserver, ResolvConf
 
@@ -80,8 +81,13 @@ def test_nothing_changes_when_nothing_changes(asked: Wishes, history: list[Host]
 
 @given(wishes, histories)
 def test_what_is_told_is_what_a_new_guest_would_be_told(asked: Wishes, history: list[Host]) -> None:
-    """But for a family that the host does not have any more, or not yet."""
-    told, new = lived(asked, history), decide(asked, history[-1]).network
+    """But for a family that the host does not have any more, or not yet; and of addresses that are as good as each
+    other, the guest keeps the one that it has.
+    """
+    told = lived(asked, history)
+    known = {guest.address for guest in (told.ipv4, told.ipv6) if guest}
+    known_first = sorted(history[-1].addresses, key=lambda each: each.address not in known)
+    new = decide(asked, evolve(history[-1], addresses=tuple(known_first))).network
     for now, then, is_offline in (
         (told.ipv4, new.ipv4, told.ipv4_offline),
         (told.ipv6, new.ipv6, told.ipv6_offline),
@@ -129,10 +135,11 @@ def test_what_is_former(asked: Wishes, history: list[Host], then: Host) -> None:
 def test_nameserver_at_one_of_our_addresses_works_after_a_change(
     asked: Wishes, history: list[Host], then: Host
 ) -> None:
-    """As long as the host has one."""
+    """As long as the host has one, and it is not a nameserver's own address now."""
     told = lived(asked, history)
     now = decide(asked, then, told).network
     reached = {each.seen_by_guest for each in (*now.dns_forwards, *now.former_dns_forwards)}
+    reached |= {*now.resolvers.ipv4, *now.resolvers.ipv6}
     served = {address.version for address in now.nameservers}
     for forward in told.dns_forwards:
         is_ours = forward.seen_by_guest in {
@@ -167,9 +174,12 @@ def test_guests_own_address_is_never_its_nameserver(asked: Wishes, history: list
 @given(wishes, histories)
 def test_without_what_was_before(asked: Wishes, history: list[Host]) -> None:
     told = lived(asked, history)
-    now = without_former_ipv4(told)
+    ipv4 = {each.guest for each in told.former if each.guest.address.version == 4}
+    now = without(told, ipv4, set())
     assert all(each.guest.address.version == 6 for each in now.former)
-    assert without_former_ipv4(now) == now
+    assert now.former_dns_forwards == told.former_dns_forwards
+    assert without(now, ipv4, set()) == now
+    assert not without(told, set(), {each.seen_by_guest for each in told.former_dns_forwards}).former_dns_forwards
     assert afresh(now) == afresh(told)
     assert not afresh(told).former
     assert not afresh(told).former_dns_forwards
