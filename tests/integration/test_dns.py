@@ -14,15 +14,14 @@ from tests.integration import servers
 from tests.integration.changing_host import (
     HOME,
     REMOTE,
-    Advertisement,
     ChangingHost,
-    ClientGuest,
     World,
     ask_datagram,
     ask_stream,
     host_and_world,
     serving,
 )
+from tests.integration.client_guest import Advertisement, ClientGuest
 from tests.integration.topology import Namespace
 
 DNS, DNS_OVER_TLS = 53, 853

@@ -85,7 +85,10 @@ def _result(child: int, answer: bytes) -> Any:
     status = _wait(child)
     if status or not answer:
         raise RuntimeError(f"a child process ended with status {os.waitstatus_to_exitcode(status)}")
-    result, error = pickle.loads(answer)  # our own child's
+    try:
+        result, error = pickle.loads(answer)  # our own child's
+    except Exception as reason:  # it was killed amid it, and its status is not known
+        raise RuntimeError(f"what a child process said can't be read: {reason!r}") from reason
     if error is not None:
         raise error
     return result

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE = 16, 17, 20, 21, 24, 25
 REPLACE = 0x100
+NEWNEXTHOP, DELNEXTHOP = 104, 105
 UP, RUNNING = 0x1, 0x40
 MAIN = 254
 
@@ -65,3 +66,11 @@ def route(
         attributes += attribute(12, struct.pack("=IIIIIIII", 0, 0, expires_s, *([0] * 5)))
         attributes += attribute(23, struct.pack("=I", expires_s))
     return message(kind, head + attributes, flags)
+
+
+def nexthop(kind: int = NEWNEXTHOP, number: int = 7, gateway: str = "192.0.2.1") -> bytes:
+    """A next hop that routes may refer to by its number."""
+    parsed = ip_address(gateway)
+    head = struct.pack("=BBBBI", 2 if parsed.version == 4 else 10, 0, 0, 0, 0)
+    attributes = attribute(1, struct.pack("=I", number)) + attribute(5, struct.pack("=I", 2))
+    return message(kind, head + attributes + attribute(6, parsed.packed))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -154,6 +155,52 @@ async def test_cancelled_when_the_child_is_dead_already(gates: list[Gate]) -> No
             os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - nobody else may run meanwhile
             waiting.cancel()
     assert waiting.cancelled_caught
+
+
+class TestIgnoredChildren:
+    """Who started us may ignore SIGCHLD: then no status is kept, and a child may be gone before it is asked for."""
+
+    @pytest.fixture(autouse=True)
+    def ignored(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        yield
+        signal.signal(signal.SIGCHLD, before)
+
+    async def test_result(self) -> None:
+        assert await while_others_run(lambda: 7) == 7
+
+    async def test_exception(self) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await while_others_run(lambda: 1 // 0)
+
+    async def test_child_that_ends_without_an_answer(self) -> None:
+        with pytest.raises(RuntimeError, match="status 0"):
+            await while_others_run(lambda: os._exit(3))
+
+    async def test_cancelled(self) -> None:
+        with trio.move_on_after(0.01) as waiting:
+            await while_others_run(lambda: time.sleep(60))
+        assert waiting.cancelled_caught
+
+    async def test_cancelled_when_the_child_is_gone_already(self, gates: list[Gate]) -> None:
+        with trio.CancelScope() as waiting:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(while_others_run, gates[0].passed)
+                await wait_all_tasks_blocked()
+                (child,) = children()
+                gates[0].open(7)
+                while children() == [child]:
+                    time.sleep(0.001)  # noqa: ASYNC251 - nobody else may run meanwhile
+                waiting.cancel()
+        assert waiting.cancelled_caught
+
+
+async def test_answer_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child was killed while it wrote."""
+    dumps = pickle.dumps
+    monkeypatch.setattr(pickle, "dumps", lambda value: dumps(value)[:-3])
+    with pytest.raises(RuntimeError, match="what a child process said can't be read"):
+        await while_others_run(lambda: 7)
 
 
 async def test_signals_mean_nothing_of_ours_to_the_child() -> None:

@@ -1,6 +1,8 @@
 """A look at the host: the real kernel's network, and files that stand for resolv.conf."""
 
+import errno
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import trio
 
 from trio_passt.errors import StartupError
 from trio_passt.host import apart, discovery, netlink
-from trio_passt.host.discovery import discover, discover_again, read_resolv_conf
+from trio_passt.host.discovery import MOST_READ_BYTES, discover, discover_again, read_resolv_conf
 from trio_passt.host.network import Address, DefaultRoute, Host, Link, NextHop
 from trio_passt.host.resolv import Nameserver, ResolvConf, parse_resolv_conf
 
@@ -86,6 +88,38 @@ async def test_where_there_is_no_netlink(monkeypatch: pytest.MonkeyPatch, resolv
         await discover_again(resolv_conf)
 
 
+def upgraded_meanwhile() -> None:
+    raise AttributeError("module 'pyroute2' has no attribute 'IPRoute'")
+
+
+async def test_whatever_else_goes_wrong_there_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, resolv_conf: Path
+) -> None:
+    """A daemon that runs for months must not end because its libraries were upgraded."""
+    monkeypatch.setattr(netlink, "read_host_network", upgraded_meanwhile)
+    with pytest.raises(StartupError, match=r"^can't read the host's interfaces and routes: AttributeError\("):
+        discover(resolv_conf)
+    with pytest.raises(StartupError, match=r"^can't read the host's interfaces and routes: AttributeError\("):
+        await discover_again(resolv_conf)
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "Resource temporarily unavailable"),
+        (RuntimeError("a child process ended with status -9"), "a child process ended with status -9"),
+    ],
+    ids=["no process", "killed"],
+)
+def test_no_look_at_start(monkeypatch: pytest.MonkeyPatch, failure: Exception, text: str) -> None:
+    def fail(_function: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(apart, "in_child", fail)
+    with pytest.raises(StartupError, match=f"^can't look at the host's network: .*{text}"):
+        discover()
+
+
 async def test_what_netlink_needs_takes_no_memory_here(resolv_conf: Path) -> None:
     look = "import sys, trio; from trio_passt.host.discovery import discover, discover_again; discover();"
     check = " trio.run(discover_again); sys.exit('pyroute2' in sys.modules)"
@@ -130,6 +164,39 @@ def test_unreadable_file_is_as_an_empty_one_and_that_is_said(tmp_path: Path, cap
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.WARNING, f"can't read {tmp_path}: Is a directory")
     ]
+
+
+def test_it_is_never_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A FIFO without a writer is empty; one that has one, and nothing in it, can't be read."""
+    path = tmp_path / "resolv.conf"
+    os.mkfifo(path)
+    assert read_resolv_conf(path) == ResolvConf()
+    assert not caplog.records
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(path, os.O_WRONLY)
+    assert read_resolv_conf(path) == ResolvConf()
+    assert "Resource temporarily unavailable" in caplog.text
+    os.write(writer, b"nameserver 192.0.2.53\nsearch example.org\n")
+    assert read_resolv_conf(path) == EXPECTED
+    os.close(writer)
+    os.close(reader)
+
+
+def test_file_without_end(tmp_path: Path) -> None:
+    """What is beyond some size is not looked at."""
+    path = tmp_path / "resolv.conf"
+    path.write_bytes(b"nameserver 192.0.2.53\nsearch example.org\n" + b"#" * MOST_READ_BYTES + b"\nsearch other\n")
+    assert read_resolv_conf(path) == EXPECTED
+    endless = tmp_path / "endless"
+    endless.symlink_to("/dev/zero")
+    assert read_resolv_conf(endless) == ResolvConf()
+
+
+def test_no_descriptor_is_left_open(resolv_conf: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (resolv_conf, resolv_conf.parent, Path("/nonexistent")):
+        read_resolv_conf(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_file_is_the_systems() -> None:

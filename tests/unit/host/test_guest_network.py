@@ -136,7 +136,7 @@ class TestOtherNetwork:
 
     @pytest.mark.parametrize("first", ["192.0.2.2/24 eth0", "192.0.2.3/24 eth0"])
     def test_host_with_several_addresses_that_lists_them_otherwise(self, first: str) -> None:
-        """The kernel lists them in the order in which it got them, and some programs take them away and give them back."""
+        """The kernel lists them as it got them, and some programs take them away and give them back."""
         second = "192.0.2.2/24 eth0" if first != "192.0.2.2/24 eth0" else "192.0.2.3/24 eth0"
         one, other = (host(*own, routes=("192.0.2.1 eth0",)) for own in ((first, second), (second, first)))
         assert after(one, other) == after(one)

@@ -260,6 +260,10 @@ def replaced_by_link(path: Path) -> None:
     path.symlink_to(other)
 
 
+def made_readable(path: Path) -> None:
+    path.chmod(0o604)
+
+
 def made_dangling(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.parent / "run" / "resolv.conf")
@@ -272,6 +276,7 @@ def made_dangling(path: Path) -> None:
         rewritten_in_place,
         cut_short_in_the_same_moment,
         replaced_by_link,
+        made_readable,
         made_dangling,
         Path.unlink,
     ],

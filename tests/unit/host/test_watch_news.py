@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from netlink_messages import (
     DELADDR,
     DELLINK,
+    DELNEXTHOP,
     DELROUTE,
     NEWADDR,
     NEWLINK,
@@ -19,6 +20,7 @@ from netlink_messages import (
     attribute,
     link,
     message,
+    nexthop,
     route,
 )
 
@@ -33,6 +35,7 @@ HEARD = {
     "IPv6 address": address(text=SIX),
     "IPv4 default route": route(),
     "IPv6 default route": route(gateway="fe80::1"),
+    "next hop": nexthop(),
 }
 
 
@@ -93,6 +96,9 @@ def test_refreshed_is_not_news(before: bytes, refreshed: bytes) -> None:
         (route(), route(metric=600)),
         (route(gateway="fe80::1"), route(gateway="fe80::7")),
         (route(), route(gateway="fe80::1")),
+        (nexthop(), nexthop(DELNEXTHOP)),
+        (nexthop(), nexthop(gateway="192.0.2.7")),
+        (nexthop(), nexthop(number=8)),
     ],
 )
 def test_changed_is_news(before: bytes, after: bytes) -> None:
@@ -125,10 +131,14 @@ def test_all_of_several_messages_are_remembered() -> None:
     assert heard.take(address(DELADDR) + link())
 
 
-@pytest.mark.parametrize("going", [link(flags=0), link(DELLINK), address(DELADDR)], ids=["down", "gone", "address"])
+@pytest.mark.parametrize(
+    "going",
+    [link(flags=0), link(DELLINK), address(DELADDR), nexthop(DELNEXTHOP)],
+    ids=["down", "gone", "address", "next hop"],
+)
 def test_same_route_after_its_interface_or_address_was_gone(going: bytes) -> None:
     """The kernel takes IPv4 routes away with them, and does not say so."""
-    heard = news(link(), address(), route())
+    heard = news(link(), address(), nexthop(), route())
     assert heard.take(going)
     assert heard.take(route())
 
