@@ -16,6 +16,9 @@ HOST_MAC = bytes.fromhex("9a559a559a55")
 DEFAULT_MTU_BYTES = 65520
 """Told to the guest by DHCP and RA: the largest multiple of 4 + 16 that keeps an IPv4 packet within 65535."""
 
+MAX_NAME_CHARACTERS = 253
+"""Of a domain name: it has 255 bytes on the wire at most (RFC 1035 section 2.3.4), which is two more than as text."""
+
 
 @frozen
 class GuestIPv4:

@@ -31,9 +31,9 @@ class Responder:
         self._session = session
         self._server_duid = dhcpv6.server_duid(session.network)
         self._waiting: list[bytes] = []
-        self._forgotten: set[GuestIPv4 | GuestIPv6 | None] = set()
+        self._forgotten: set[GuestIPv4] = set()
         self._forgotten_nameservers: set[IPv4Address | IPv6Address] = set()
-        """Former states, and nameservers at our addresses, that the guest has asked anew since."""
+        """Former states, and nameservers at our addresses, that the guest goes by no more: it has a new lease."""
 
     # -- what the guest asks -------------------------------------------------------------------------------------------
 
@@ -57,7 +57,10 @@ class Responder:
         return destination == _BROADCAST or destination in servers
 
     def take_dhcp(self, mac: bytes, source: bytes, destination: bytes, datagram: memoryview) -> None:
-        """What is acknowledged to a guest is its address from now on; if that is today's, no former one is."""
+        """One that `is_for_dhcp`.
+
+        What is acknowledged to a guest is its address from now on; if that is today's, no former one is.
+        """
         _, request = udp.parse(source, destination, datagram)
         frame = dhcp.answer(mac, request, self._session.network)
         address = dhcp.acknowledged_address(frame) if frame else None
@@ -87,7 +90,7 @@ class Responder:
         return destination[0] == 0xFF or destination in servers
 
     def take_dhcpv6(self, mac: bytes, source: bytes, destination: bytes, datagram: memoryview) -> None:
-        """Such a datagram."""
+        """One that `is_for_dhcpv6`."""
         _, request = udp.parse(source, destination, datagram)
         to_group = destination[0] == 0xFF
         network = self._session.network
@@ -96,14 +99,19 @@ class Responder:
     def take_neighbour_discovery(self, mac: bytes, header: IPv6Header, message: IcmpMessage) -> None:
         """A solicitation, of a router or a neighbour."""
         addresses = (header.source, header.destination)
-        self._send(ndp.answer(mac, *addresses, header.hop_limit, message, self._session.network))
+        frame = ndp.answer(mac, *addresses, header.hop_limit, message, self._session.network)
+        claimed = ndp.claimed(header.source, message)
+        if claimed is not None:
+            self._session.guest.learn_claim(claimed.packed)
+        self._send(frame)
 
     # -- what we say unasked -------------------------------------------------------------------------------------------
 
     def change(self, network: GuestNetwork) -> None:
         """The host's network is another: what can be told the guest at once, is."""
         before = self._session.network
-        self._forgotten -= {network.ipv4}  # told again
+        if network.ipv4:
+            self._forgotten.discard(network.ipv4)  # told again
         self._forgotten_nameservers -= {*network.resolvers.ipv4, *(f.seen_by_guest for f in network.dns_forwards)}
         network = without(network, self._forgotten, self._forgotten_nameservers)
         self._session.change(network)
@@ -133,7 +141,7 @@ class Responder:
     # -- the link ------------------------------------------------------------------------------------------------------
 
     def _send(self, frame: bytes | None) -> None:
-        """Send a service's frame.  On a full link it waits: without them the guest would lose its network."""
+        """Send a service's frame.  On a full link it waits: without its answers the guest would lose its network."""
         if frame is None:
             return
         if not self._waiting and self._session.link.send([frames.single(frame)]):

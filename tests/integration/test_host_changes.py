@@ -426,6 +426,18 @@ def test_a_connection_to_a_guest_that_has_not_spoken(home: Serving) -> None:
         assert is_arp_reply(guest.frames.sent[0])
 
 
+def test_a_connection_to_a_guest_that_has_only_made_itself_an_address(home: Serving, directory: Path) -> None:
+    """By SLAAC: it has asked whether somebody has that address, and not said a word from there."""
+    prefix = HOME.addresses[6].removesuffix("2")
+    with ClientGuest(home, directory) as guest:
+        guest.namespace.sysctl(f"net/ipv6/conf/{DEVICE}/accept_dad=1")
+        for state in ("down", "up"):
+            guest.namespace.ip("link", "set", DEVICE, state)
+        wait_for(lambda: guest.autoconfigured(prefix.removesuffix(":")), "an address")
+        with servers.tcp_server(guest.namespace, "::", servers.echo_after_end, PORT):
+            assert ask_stream(home.world.namespace, HOME.addresses[6], PORT, b"knock") == b"knock"
+
+
 def is_arp_reply(packet: Packet) -> bool:
     """Whether the guest says its own address because it was asked."""
     return ARP in packet and packet[ARP].op == 2 and packet[ARP].psrc == HOME.addresses[4]

@@ -225,6 +225,18 @@ class TestDhcp:
         responder.change(then)
         assert moved.session.network == then
 
+    async def test_only_its_port_and_its_addresses(self, guest: Stage) -> None:
+        responder = guest.dispatcher.responder
+        for port, address, expected in (
+            (67, "255.255.255.255", True),
+            (67, V4.gateway, True),
+            (67, "203.0.113.67", False),
+            (68, V4.gateway, False),
+            (547, "255.255.255.255", False),
+        ):
+            datagram = memoryview((68).to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(4))
+            assert responder.is_for_dhcp(ip_address(address).packed, datagram) is expected, (port, address)
+
     async def test_guest_of_which_nothing_is_former(self, guest: Stage) -> None:
         before, addresses = guest.session.network, guest.session.addresses
         guest.sends_frames(dhcp("request", ("requested_addr", V4.guest)))
@@ -479,3 +491,12 @@ async def test_solicitations_are_answered_as_it_is_now(moved: Stage) -> None:
     seen = await eventually(lambda: moved.look(lambda _seen: True), "a router advertisement")
     assert isinstance(seen, SeenOther)
     assert (seen.source, seen.destination, lifetime(seen)) == (str(NOW_6.gateway), LINK_LOCAL, 1800)
+
+
+@pytest.mark.parametrize(("source", "learned"), [("::", True), (LINK_LOCAL, False)])
+async def test_address_that_the_guest_is_about_to_take(guest: Stage, source: str, learned: bool) -> None:
+    """Duplicate address detection: a guest that only listens is found at the address that it made itself."""
+    own, group = "2001:db8:1:2:5054:ff:fe12:3456", "ff02::1:ff12:3456"
+    guest.sends_frames(frame(IPv6(src=source, dst=group, hlim=255), ICMPv6ND_NS(tgt=own)))
+    await guest.settles()
+    assert where(guest)[1] == (own if learned else V6.guest)

@@ -4,12 +4,9 @@ import re
 from ipaddress import IPv4Address, IPv6Address
 
 from trio_passt.cli.values import address, invalid
-from trio_passt.config import NetworkBoot
+from trio_passt.config import MAX_NAME_CHARACTERS, NetworkBoot
 
-MAXIMUM_NAME_LENGTH = 253
-"""RFC 1035 section 2.3.4: 255 octets on the wire, which is two more than as text."""
-
-BOOT_FILE_LENGTH, BOOT_SERVER_LENGTH = 127, 63
+_BOOT_FILE_CHARACTERS, _BOOT_SERVER_CHARACTERS = 127, 63
 """What the fields of a DHCP message hold (RFC 2131 section 2), less the zero at their end."""
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -20,8 +17,8 @@ def domain_name(option: str, value: str) -> str:
     name = value.removesuffix(".")
     if not all(_LABEL.fullmatch(label) for label in name.split(".")):
         raise invalid(option, value, "a host name is letters, digits and hyphens, in parts of 1 to 63 between dots")
-    if len(name) > MAXIMUM_NAME_LENGTH:
-        raise invalid(option, value, f"a host name has {MAXIMUM_NAME_LENGTH} characters at most")
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise invalid(option, value, f"a host name has {MAX_NAME_CHARACTERS} characters at most")
     return name
 
 
@@ -31,7 +28,7 @@ def dns_address(option: str, value: str) -> IPv4Address | IPv6Address:
     if given is None:
         raise invalid(option, value, "an IPv4 or IPv6 address is expected")
     is_loopback_for_guest = option == "--dns-forward" and given.is_loopback
-    if given.is_unspecified or given.is_multicast or is_loopback_for_guest or given == IPv4Address("255.255.255.255"):
+    if not _is_somebodys(given) or is_loopback_for_guest:
         raise invalid(option, value, "no nameserver can have this address" + " for a guest" * is_loopback_for_guest)
     return given
 
@@ -42,10 +39,17 @@ def network_boot(option: str, value: str) -> NetworkBoot:
     name, has_address, server_text = rest.partition(",")
     if not file:
         raise invalid(option, value, "the file's name is missing")
-    for text, limit in ((file, BOOT_FILE_LENGTH), (name, BOOT_SERVER_LENGTH)):
+    for text, limit in ((file, _BOOT_FILE_CHARACTERS), (name, _BOOT_SERVER_CHARACTERS)):
         if not (text.isascii() and text.isprintable()) or len(text) > limit:
-            raise invalid(option, value, f"'{text}' is not {limit} characters of ASCII or fewer")
+            raise invalid(option, value, f"'{text}' is more than {limit} characters, or not all printable ASCII")
     server = address(server_text) if has_address else None
-    if has_address and (not isinstance(server, IPv4Address) or server.is_unspecified or server.is_multicast):
+    if has_address and not (isinstance(server, IPv4Address) and _is_somebodys(server) and not server.is_loopback):
         raise invalid(option, value, f"'{server_text}' is not the IPv4 address of a server")
     return NetworkBoot(file, name, server if isinstance(server, IPv4Address) else None)
+
+
+def _is_somebodys(given: IPv4Address | IPv6Address) -> bool:
+    """Whether an interface may have this address; an IPv6 form of an IPv4 address is no interface's."""
+    if given.is_unspecified or given.is_multicast:
+        return False
+    return given.ipv4_mapped is None if isinstance(given, IPv6Address) else given != IPv4Address("255.255.255.255")

@@ -17,12 +17,12 @@ class Guest:
     A guest may have another address than the one that it was offered; link-local and global ones are learned apart.
     """
 
-    __slots__ = ("_global_ipv6", "_ipv4", "_link_local", "_reserved", "mac")
+    __slots__ = ("_global_ipv6", "_ipv4", "_link_local", "_offered_ipv6", "_reserved", "mac")
 
     def __init__(self, network: GuestNetwork) -> None:
         self.mac = BROADCAST
         self._ipv4 = network.ipv4.address.packed if network.ipv4 else None
-        self._global_ipv6 = network.ipv6.address.packed if network.ipv6 else None
+        self._global_ipv6 = self._offered_ipv6 = network.ipv6.address.packed if network.ipv6 else None
         self._link_local: bytes | None = None
         self._reserved = {bytes(4), b"\xff" * 4, bytes(16)}
         self._reserve(network)
@@ -32,7 +32,7 @@ class Guest:
         if network.ipv4 and (self._ipv4 is None or not self.is_known):
             self._ipv4 = network.ipv4.address.packed
         if network.ipv6 and (self._global_ipv6 is None or not self.is_known):
-            self._global_ipv6 = network.ipv6.address.packed
+            self._global_ipv6 = self._offered_ipv6 = network.ipv6.address.packed
         self._reserve(network)
 
     def _reserve(self, network: GuestNetwork) -> None:
@@ -56,12 +56,20 @@ class Guest:
         if source in (self._ipv4, self._global_ipv6, self._link_local) or source in self._reserved:
             return
         if len(source) == 4:
-            if not source[0] >= 224 and source[0] not in (0, 127):
+            if source[0] < 224 and source[0] not in (0, 127):
                 self._ipv4 = source
         elif is_link_local(source):
             self._link_local = source
         elif source[0] != 0xFF and any(source[:15]):
             self._global_ipv6 = source
+
+    def learn_claim(self, address: bytes) -> None:
+        """It asks whether anybody else has this IPv6 address, and so will have it: duplicate address detection.
+
+        Until it has spoken from a global address, that is a better guess than the one that it was offered.
+        """
+        if is_link_local(address) or self._global_ipv6 == self._offered_ipv6:
+            self.learn_address(address)
 
     def address_towards(self, remote: bytes) -> bytes | None:
         """Where to send packets that come from `remote`; `None` if that family is off.

@@ -2,8 +2,9 @@
 
 The guest has the host's own address, so it can't use that to reach the host; the gateway's address stands for the
 host's loopback instead.  The other way round, a host-local peer (from loopback, or from the address that the guest
-believes to be its own) appears to come from the gateway's address.  A nameserver that only the host can reach has an
-address of its own for the guest (`DnsForward`).  Everybody else keeps address and port.
+believes to be its own) appears to come from the gateway's address.  A nameserver that only the host can reach is
+behind the DNS ports of the gateway's address, or of one that the operator chose (`DnsForward`).  Everybody else keeps
+address and port.
 """
 
 import socket
@@ -67,6 +68,7 @@ class AddressMap:
         if isinstance(guest, GuestIPv4):
             self._broadcast |= _broadcast_address(guest)
         self._local.add(guest.address.packed)
+        # a nameserver that is told today is meant by its own address, whoever the gateway was
         if guest.gateway not in (*network.resolvers.ipv4, *network.resolvers.ipv6):
             loopback = LOOPBACK_IPV4 if guest.gateway.version == 4 else LOOPBACK_IPV6
             self._host_by_guest.setdefault(guest.gateway.packed, loopback)

@@ -33,7 +33,7 @@ def in_child(function: Callable[[], T]) -> T:
 async def while_others_run(function: Callable[[], T]) -> T:
     """The same within Trio, whose other tasks go on meanwhile.  Cancelled, it kills the child.
 
-    What a child says last is all that it has to do, so its end is waited for without Trio.
+    A child ends as soon as it has answered, so its end is waited for without Trio.
     """
     child, reader = _start(function)
     answer = b""

@@ -78,10 +78,16 @@ def describe(told: GuestNetwork, now: GuestNetwork) -> Iterator[tuple[int, str]]
         if after is not None and after != before:
             may_keep = any(former.on_host and former.guest == before for former in now.former)
             yield _describe_family(version, before, after, may_keep=may_keep)
+    still = {former.guest for former in told.former if former.on_host}
+    for former in now.former:
+        if former.guest in still and not former.on_host and former.guest.address.version == 4:
+            text = f"the host has {former.guest.address} no more: a guest that has kept it gets another address"
+            yield logging.WARNING, f"{text} when it renews its lease"
     if told.resolvers != now.resolvers:
         servers = ", ".join(map(str, (*now.resolvers.ipv4, *now.resolvers.ipv6))) or "none"
         search = " ".join(now.resolvers.search) or "none"
-        yield logging.INFO, f"the guest is to use other DNS servers or domains: {servers}; search: {search}"
+        text = f"the guest is to use other DNS servers or domains: {servers}; search: {search}"
+        yield logging.INFO, f"{text} (told by router advertisement, and when it renews its lease)"
 
 
 def _describe_family(
@@ -93,9 +99,11 @@ def _describe_family(
         return logging.INFO, f"{text}: nothing changes for the guest"
     if version == 6:
         return logging.INFO, f"{text}: the guest is told by a router advertisement"
-    if before is not None and may_keep and before.address != after.address:
-        keeps = f"may keep {before.address}, which the host has, too; one that releases its lease gets the new address"
-        return logging.INFO, f"{text}: the guest {keeps}"
-    keeps = f"keeps {before.address} until it" if before is not None and before.address != after.address else ""
-    when = "renews its lease, which may take some minutes: renew it in the guest (dhclient, networkctl renew, ...)"
-    return logging.WARNING, f"{text}: the guest {keeps or 'hears of it when it'} {when} to have that at once"
+    until = "hears of it when it"
+    if before is not None and before.address != after.address:
+        if may_keep:
+            keeps = f"may keep {before.address}, which the host has, too"
+            return logging.INFO, f"{text}: the guest {keeps}; one that releases its lease gets the new address"
+        until = f"keeps {before.address} until it"
+    renews = "renews its lease, which may take some minutes: renew it in the guest (dhclient, networkctl renew, ...)"
+    return logging.WARNING, f"{text}: the guest {until} {renews} to have that at once"

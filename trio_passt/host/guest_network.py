@@ -13,21 +13,18 @@ Theory of operation
 """
 
 from collections.abc import Collection
-from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from attrs import evolve, frozen
 
 from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNetwork, Wishes
 from trio_passt.host.network import Host, choose
-from trio_passt.host.resolv import ResolvConf, resolvers_for_guest
+from trio_passt.host.resolv import HostAddress, ResolvConf, resolvers_for_guest
 
 FORMER_KEPT = 128
 """So many former states of both families are kept in mind.  The guest hears of IPv4 every ten minutes, in which a VPN
 may come back many times, with another address each: a guest whose own lease is forgotten renews it with nobody.
 """
-
-Address = IPv4Address | IPv6Address
 
 _Guest = TypeVar("_Guest", GuestIPv4, GuestIPv6)
 
@@ -48,6 +45,12 @@ def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Deci
     ipv6 = _kept(told.ipv6 if told else None, found.ipv6)
     names = resolvers_for_guest(_with_named_zones(host), ipv4, ipv6, wishes)
     notes = list(found.notes)
+    own = {guest.address for guest in (ipv4, ipv6) if guest}
+    notes += [
+        f"--dns-forward {address} is the guest's own address: it won't work"
+        for address in wishes.dns_forwards
+        if address in own
+    ]
     if not (names.resolvers.ipv4 or names.resolvers.ipv6):
         notes.append("no nameserver of /etc/resolv.conf is one that the guest can use: it is told none")
     network = GuestNetwork(
@@ -84,7 +87,7 @@ def afresh(network: GuestNetwork) -> GuestNetwork:
 
 
 def without(
-    network: GuestNetwork, forgotten: Collection[GuestIPv4 | GuestIPv6 | None], nameservers: Collection[Address]
+    network: GuestNetwork, forgotten: Collection[GuestIPv4 | GuestIPv6], nameservers: Collection[HostAddress]
 ) -> GuestNetwork:
     """The same for a guest that does not go by these former states and nameservers any more: it has asked since."""
     former = tuple(former for former in network.former if former.guest not in forgotten)
@@ -106,7 +109,7 @@ def _is_offline(now: GuestIPv4 | GuestIPv6 | None, found: GuestIPv4 | GuestIPv6 
     return found is None or (found.is_local and not now.is_local)
 
 
-def _former(told: GuestNetwork, now: GuestNetwork, own: Collection[Address]) -> tuple[Former, ...]:
+def _former(told: GuestNetwork, now: GuestNetwork, own: Collection[HostAddress]) -> tuple[Former, ...]:
     """What does not hold any more, the latest first; what holds again is not former."""
     before = (told.ipv4, told.ipv6, *(former.guest for former in told.former))
     current = {terms(guest) for guest in (now.ipv4, now.ipv6) if guest}
@@ -115,7 +118,7 @@ def _former(told: GuestNetwork, now: GuestNetwork, own: Collection[Address]) -> 
     return tuple(value for terms, value in latest_first if terms not in current)[:FORMER_KEPT]
 
 
-def terms(guest: GuestIPv4 | GuestIPv6) -> tuple[Address, int, Address]:
+def terms(guest: GuestIPv4 | GuestIPv6) -> tuple[HostAddress, int, HostAddress]:
     """What the guest knows of it."""
     return guest.address, guest.prefix_length, guest.gateway
 
@@ -128,7 +131,7 @@ def _former_dns_forwards(told: GuestNetwork, now: GuestNetwork) -> tuple[DnsForw
     gateways = {guest.gateway for guest in (now.ipv4, now.ipv6) if guest}
     ours = {*gateways, *(former.guest.gateway for former in now.former)}
     local = (former.guest.gateway for former in now.former if former.guest.is_local)  # told even without a nameserver
-    before: dict[Address, Address | None] = dict.fromkeys((*local, *told.resolvers.ipv4, *told.resolvers.ipv6))
+    before: dict[HostAddress, HostAddress | None] = dict.fromkeys((*local, *told.resolvers.ipv4, *told.resolvers.ipv6))
     for forward in (*told.former_dns_forwards, *told.dns_forwards):
         before[forward.seen_by_guest] = forward.on_host
     current = {*now.resolvers.ipv4, *now.resolvers.ipv6} - gateways

@@ -24,7 +24,8 @@ _PREFERENCE = {1: 1, 3: -1}
 
 
 def read_host_network() -> tuple[list[Link], list[Address], list[DefaultRoute]]:
-    """Three dumps of rtnetlink(7) in the caller's network namespace; blocks for about a millisecond.
+    """Dumps of rtnetlink(7) in the caller's network namespace; blocks while the kernel lists its routes: a
+    millisecond, or seconds on a router.
 
     Raises `StartupError` where there is no netlink to ask (some sandboxes).
     """

@@ -1,9 +1,9 @@
 """resolv.conf(5) → what the guest is told, and what is done with what it then asks.
 
 A nameserver is told as it is, unless the guest would not reach it there: a loopback address, the host's own
-address (which is the guest's own, too), and the gateway's (which the guest's packets to would end at the
-host's loopback). Each of these is told as the gateway's address, with a `DnsForward` from there to the real
-one; or, if the operator has set an address for it, as that.
+address (which is the guest's own, too), and the gateway's (what the guest sends there ends at the host's
+loopback). Each of these is told as the gateway's address, with a `DnsForward` from there to the real one; or,
+if the operator has set an address for it, as that.
 
 In local mode there may be no nameserver yet: then the gateway's address is told all the same, so that the guest has
 one as soon as the host does.
@@ -15,10 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from attrs import frozen
 
-from trio_passt.config import DnsForward, GuestIPv4, GuestIPv6, Resolvers, Wishes
-
-MAXIMUM_NAME_LENGTH = 253
-"""RFC 1035 section 2.3.4: 255 octets on the wire, which is two more than as text."""
+from trio_passt.config import MAX_NAME_CHARACTERS, DnsForward, GuestIPv4, GuestIPv6, Resolvers, Wishes
 
 HostAddress = IPv4Address | IPv6Address
 
@@ -100,13 +97,13 @@ def resolvers_for_guest(
 
 
 @frozen
-class _Family:
+class _FamilyResolvers:
     told: list[HostAddress]
     forwards: list[DnsForward]
     nameservers: list[HostAddress]
 
 
-def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[HostAddress], wishes: Wishes) -> _Family:
+def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[HostAddress], wishes: Wishes) -> _FamilyResolvers:
     """What one family is told, of its nameservers in order."""
     version = guest.address.version
     set_forward = next((address for address in wishes.dns_forwards if address.version == version), None)
@@ -114,14 +111,14 @@ def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[HostAddress], wis
     at_our_address = set_forward or guest.gateway
     hidden = [address for address in on_host if _needs_forward(address, guest)]
     told = [at_our_address if address in hidden else address for address in on_host]
-    if guest.is_local and not told:
+    if not told and (guest.is_local or set_host):
         told = [at_our_address]
     candidates = on_host if set_forward else [*hidden, *on_host]
     nameserver = set_host or next(map(_reachable, candidates), None)
     forwards = []
     if nameserver is not None and (set_forward or at_our_address in told):
         forwards = [DnsForward(at_our_address, nameserver)]
-    return _Family(list(dict.fromkeys(told)), forwards, [] if nameserver is None else [nameserver])
+    return _FamilyResolvers(list(dict.fromkeys(told)), forwards, [] if nameserver is None else [nameserver])
 
 
 def _usable(nameserver: Nameserver, guest: GuestIPv4 | GuestIPv6) -> HostAddress | None:
@@ -170,4 +167,4 @@ def _domains(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_domain(name: str) -> bool:
-    return len(name) <= MAXIMUM_NAME_LENGTH and all(_LABEL.fullmatch(label) for label in name.split("."))
+    return len(name) <= MAX_NAME_CHARACTERS and all(_LABEL.fullmatch(label) for label in name.split("."))

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterator
 
 NETLINK_ROUTE = 0
-HEADER = struct.Struct("=IHHII")
+_HEADER = struct.Struct("=IHHII")
 """Length, header included; type; flags; sequence number; port."""
 
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, GETROUTE = 16, 17, 20, 21, 24, 25, 26
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE = 16, 17, 20, 21, 24, 25
+_GETROUTE = 26
 NEWNEXTHOP, DELNEXTHOP = 104, 105
-NLM_F_REQUEST, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x10, 0x300
+_NLM_F_REQUEST, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x10, 0x300
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _RECEIVE_BYTES = 1 << 20
@@ -26,11 +27,11 @@ _ATTEMPTS = 5
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Type, flags and body of each message that is whole."""
     offset = 0
-    while offset + HEADER.size <= len(data):
-        length, kind, flags, _, _ = HEADER.unpack_from(data, offset)
-        if not HEADER.size <= length <= len(data) - offset:
+    while offset + _HEADER.size <= len(data):
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
+        if not _HEADER.size <= length <= len(data) - offset:
             return
-        yield kind, flags, data[offset + HEADER.size : offset + length]
+        yield kind, flags, data[offset + _HEADER.size : offset + length]
         offset += aligned(length)
 
 
@@ -57,16 +58,16 @@ def dump_default_routes(family: int) -> list[bytes]:
 def _dump(sock: socket.socket, family: int) -> list[bytes] | None:
     """None if the routes changed meanwhile, so that some may be missing."""
     asked = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    sock.send(HEADER.pack(HEADER.size + len(asked), GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + asked)
+    sock.send(_HEADER.pack(_HEADER.size + len(asked), _GETROUTE, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + asked)
     routes: list[bytes] = []
     was_interrupted = False
     while True:
         for kind, flags, body in messages(sock.recv(_RECEIVE_BYTES)):
-            was_interrupted |= bool(flags & NLM_F_DUMP_INTR)
-            if kind == NLMSG_DONE:
+            was_interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+            if kind == _NLMSG_DONE:
                 return None if was_interrupted else routes
-            if kind == NLMSG_ERROR:
+            if kind == _NLMSG_ERROR:
                 number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
                 raise OSError(number, f"the routes can't be read: {os.strerror(number)}")
             if kind == NEWROUTE and body[1] == 0:
-                routes.append(HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body)
+                routes.append(_HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body)

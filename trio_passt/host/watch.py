@@ -6,8 +6,9 @@ What changed is not read from the kernel's messages: they only say that it is ti
 can't go wrong by missing one.  But a look costs a process (`trio_passt.host.apart`), and a busy host says a lot that
 is not news: router advertisements refresh lifetimes every few seconds, wireless interfaces report their signal.  So
 the messages are compared with what was said before about the same thing, lifetimes left out, and only what differs
-counts.  Some changes the kernel does not tell: that IPv4 routes went with their address or interface, and which route
-another one has replaced.  So news of one of these makes forget what was said about the others.  Then it is waited until
+counts.  Some changes the kernel does not tell: that routes went with their address, interface or nexthop object, and
+which route another one has replaced.  Else a route that comes back would be no news; so news of the former has all
+that was said about routes forgotten, and a route that replaces has it of those in its place.  Then it is waited until
 the kernel has been quiet for a moment: an interface that comes up brings a dozen messages, and so does a lease that is
 renewed by taking the address away and giving it back.
 
@@ -236,11 +237,11 @@ def _essence(kind: int, body: bytes) -> tuple[_About, bytes] | None:
     if len(body) < _BODY_BYTES.get(kind, len(body) + 1):
         return None
     head, attributes = body[: _BODY_BYTES[kind]], list(_attributes(body[_BODY_BYTES[kind] :]))
-    said = b"%d " % kind + head
     if kind in (NEWLINK, DELLINK):
         _, _, index, flags, _ = _LINK.unpack(head)
         name = [value for code, value in attributes if code == _IFLA_IFNAME]
         return _About(b"link %d" % index), b"%d %d " % (kind, flags & _IFF_UP) + b"".join(name)
+    said = b"%d " % kind + head
     if kind in (NEWADDR, DELADDR):
         family, prefix_length, _, _, index = _ADDRESS.unpack(head)
         addresses = [value for code, value in attributes if code in (_IFA_ADDRESS, _IFA_LOCAL)]

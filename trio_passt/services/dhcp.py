@@ -101,7 +101,7 @@ def _is_from_client(asked: DhcpMessage, guest: GuestIPv4) -> bool:
 
 
 _Decision = tuple[GuestIPv4, DhcpMessage]
-"""A reply, and the lease by whose server it is given."""
+"""The lease by whose server the reply is given (today's or a former one), and the reply."""
 
 
 def _decide(asked: DhcpMessage, today: GuestIPv4, network: GuestNetwork) -> _Decision | None:
@@ -139,12 +139,8 @@ def _decide_request(asked: DhcpMessage, today: GuestIPv4, network: GuestNetwork)
         return today, _lease(DhcpMessageType.ACK, asked, today, network)
     if named is not None and asked.ciaddr == _UNSPECIFIED:
         return named, _refusal(asked, named)
-    for guest, is_on_host in former:
-        if guest.address == address:
-            if is_on_host:
-                return guest, _lease(DhcpMessageType.ACK, asked, guest, network)
-            return guest, _refusal(asked, guest)
-    return today, _refusal(asked, today)
+    guest, is_kept = next((lease for lease in former if lease[0].address == address), (today, False))
+    return guest, _lease(DhcpMessageType.ACK, asked, guest, network) if is_kept else _refusal(asked, guest)
 
 
 def _message_type(asked: DhcpMessage) -> int | None:

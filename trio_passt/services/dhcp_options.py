@@ -34,9 +34,6 @@ _MIN_MTU_BYTES = 68
 _BOOTP_DNS_SERVERS = 3
 """As many as resolvers ask (resolv.conf(5)): more would take the room that BOOTP has for all options."""
 _MAX_SEARCH_BYTES = 1024
-_FILE_ROOM_BYTES = 127
-"""What an option has room for in the `file` field, where it may go (option 52)."""
-
 _FQDN_FIXED_BYTES = 3
 _FQDN_S, _FQDN_O, _FQDN_E, _FQDN_N = 1, 2, 4, 8
 """Flags of option 81 (RFC 4702 section 2.1): the server updates the address record; what the client wanted of
@@ -69,7 +66,7 @@ def parameters(asked: DhcpMessage, guest: GuestIPv4, network: GuestNetwork, room
         return known
     others = {code: value for code, value in known.items() if code != DhcpOption.DOMAIN_SEARCH}
     room_bytes -= dhcp.encoded_bytes(others)
-    search = _search_that_fits(network, room_bytes if is_bootp(asked) else max(room_bytes, _FILE_ROOM_BYTES))
+    search = _search_that_fits(network, room_bytes if is_bootp(asked) else max(room_bytes, dhcp.MAX_FILE_BYTES))
     return known | search if search else others
 
 

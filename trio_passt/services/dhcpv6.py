@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from trio_passt.config import GuestIPv6, GuestNetwork
 from trio_passt.services import host_side
 from trio_passt.services.host_side import LeaseTimes
-from trio_passt.wire import dhcpv6, domain
+from trio_passt.wire import dhcpv6, domain, ipv6, udp
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.dhcpv6 import (
     CLIENT_PORT,
@@ -35,7 +35,8 @@ from trio_passt.wire.errors import MalformedPacket
 IRT_MINIMUM_S = 600
 """A client without address asks again no sooner than this (RFC 8415 section 21.23)."""
 
-_UDP_IPV6_BYTES = 48
+_UDP_IPV6_BYTES = ipv6.HEADER_BYTES + udp.HEADER_BYTES
+_MESSAGE_HEAD_BYTES = 4
 _OPTION_HEAD_BYTES = 4
 _MAX_SEARCH_BYTES = 512
 _MAX_OTHERS = 8
@@ -48,9 +49,7 @@ _FOR_ONE_SERVER = (Dhcpv6Type.REQUEST, Dhcpv6Type.RENEW, Dhcpv6Type.RELEASE, Dhc
 
 
 def server_duid(network: GuestNetwork) -> bytes:
-    """A DUID based on the link-layer address of the host's side (RFC 8415 section 11.4): stable for the
-    run.
-    """
+    """A DUID based on the link-layer address of the host's side (RFC 8415 section 11.4): stable for the run."""
     return _DUID_LL + network.host_mac
 
 
@@ -99,7 +98,7 @@ class _Reply:
     options: list[Dhcpv6Option] = field(factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.room_bytes -= 4
+        self.room_bytes -= _MESSAGE_HEAD_BYTES
         client_duid = self.asked.option(Dhcpv6OptionCode.CLIENT_IDENTIFIER)
         if client_duid is not None:
             self.add(Dhcpv6Option(Dhcpv6OptionCode.CLIENT_IDENTIFIER, client_duid))

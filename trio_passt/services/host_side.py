@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from attrs import frozen
 
 from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
+from trio_passt.host.network import link_local_from_mac
 from trio_passt.wire import domain, ip, udp
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.udp import UdpHeader
@@ -71,8 +72,7 @@ def ipv6_address(guest: GuestIPv6, host_mac: bytes) -> IPv6Address:
     """
     if guest.gateway.is_link_local and guest.gateway != guest.address:
         return guest.gateway
-    identifier = bytes((host_mac[0] ^ 2,)) + host_mac[1:3] + b"\xff\xfe" + host_mac[3:]
-    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
+    return link_local_from_mac(host_mac)
 
 
 def search_list(network: GuestNetwork, limit_bytes: int) -> tuple[str, ...]:

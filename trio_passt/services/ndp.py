@@ -87,6 +87,15 @@ def answer(
     return None
 
 
+def claimed(source: bytes, message: IcmpMessage) -> IPv6Address | None:
+    """The address that a solicitation from the packed `source` is about to take (RFC 4862 section 5.4), or None.
+
+    For one that `answer` has found right.
+    """
+    asked = ndp.parse(message)
+    return asked.target if source == _UNSPECIFIED and isinstance(asked, NeighborSolicitation) else None
+
+
 def advertisement(network: GuestNetwork, *, router_lifetime_s: int = ROUTER_LIFETIME_S) -> bytes:
     """An unsolicited router advertisement, to all nodes; a lifetime of 0 says that the router goes (section
     6.2.5), and the resolvers with it.
@@ -197,7 +206,7 @@ def _known(network: GuestNetwork) -> tuple[object, ...]:
 
 def _advertised(network: GuestNetwork, router_lifetime_s: int = ROUTER_LIFETIME_S) -> RouterAdvertisement:
     """What every advertisement says: what holds, and former prefixes."""
-    return _withdraw(_held(network, router_lifetime_s), network, network)
+    return _with_former_prefixes(_held(network, router_lifetime_s), network.former, network.ipv6)
 
 
 def _held(network: GuestNetwork, router_lifetime_s: int = ROUTER_LIFETIME_S) -> RouterAdvertisement:
@@ -225,7 +234,7 @@ def _withdraw(value: RouterAdvertisement, before: GuestNetwork, now: GuestNetwor
     is room.
     """
     former = now.former if before.ipv6 is None else (Former(before.ipv6, on_host=False), *now.former)
-    value = evolve(value, prefixes=(*value.prefixes, *_former_prefixes(former, now.ipv6)))
+    value = _with_former_prefixes(value, former, now.ipv6)
     servers = tuple(server for server in _told_servers(before) if server not in _told_servers(now))
     if servers:
         value = evolve(value, dns_servers=(*value.dns_servers, DnsServers(0, servers)))
@@ -236,15 +245,17 @@ def _withdraw(value: RouterAdvertisement, before: GuestNetwork, now: GuestNetwor
     return evolve(value, dns_search=(*value.dns_search, DnsSearch(0, search))) if search else value
 
 
-def _former_prefixes(former: Iterable[Former], guest: GuestIPv6 | None) -> tuple[Prefix, ...]:
-    """Those that the guest shall make no new connections from, the latest first."""
+def _with_former_prefixes(
+    value: RouterAdvertisement, former: Iterable[Former], guest: GuestIPv6 | None
+) -> RouterAdvertisement:
+    """`value`, and the prefixes that the guest shall make no new connections from, the latest first."""
     on_host: dict[IPv6Address, bool] = {}
     for each in former:
         prefix = _prefix(each.guest) if isinstance(each.guest, GuestIPv6) else None
         if prefix is not None and (guest is None or prefix != _prefix(guest)):
             on_host[prefix] = on_host.get(prefix, False) or each.on_host
     prefixes = (Prefix(prefix, 64, PREFIX_VALID_S if kept else 0, 0) for prefix, kept in on_host.items())
-    return tuple(prefixes)[:_MAX_FORMER_PREFIXES]
+    return evolve(value, prefixes=(*value.prefixes, *tuple(prefixes)[:_MAX_FORMER_PREFIXES]))
 
 
 def _prefix(guest: GuestIPv6) -> IPv6Address | None:

@@ -23,11 +23,11 @@ MAGIC_COOKIE = bytes((99, 130, 83, 99))
 MIN_MESSAGE_BYTES = 300
 """Shortest message that every relay and client takes (RFC 1542 section 2.1)."""
 MAX_MESSAGE_BYTES = 65507
+MAX_FILE_BYTES, MAX_SNAME_BYTES = 127, 63
+"""What the `file` and `sname` fields hold, less the zero at their end (RFC 2131 section 2), or the END of options."""
 
 _FIXED = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s")
 _BROADCAST_FLAG = 0x8000
-_FILE_BYTES = 128
-_SNAME_BYTES = 64
 _OPTIONS_START = FIXED_BYTES + len(MAGIC_COOKIE)
 EMPTY_MESSAGE_BYTES = _OPTIONS_START + 1
 """Of a message whose options are none: the END option is there in any case."""
@@ -249,12 +249,12 @@ def _overloaded(message: DhcpMessage, room_bytes: int, fields: int, dearest: Seq
     file, sname = message.boot_file, message.server_name
     rooms = [room_bytes - _OVERLOAD_BYTES if fields else room_bytes, 0, 0]
     if fields & _FILE:
-        rooms[1] = _FILE_BYTES - 1
+        rooms[1] = MAX_FILE_BYTES
         if file:
             options.setdefault(DhcpOption.BOOT_FILE, file)
             file, dearest = b"", (*dearest, DhcpOption.BOOT_FILE)
     if fields & _SNAME:
-        rooms[2] = _SNAME_BYTES - 1
+        rooms[2] = MAX_SNAME_BYTES
         if sname:
             options.setdefault(DhcpOption.SERVER_NAME, sname)
             sname, dearest = b"", (*dearest, DhcpOption.SERVER_NAME)

@@ -16,7 +16,6 @@ from trio_passt.wire.errors import MalformedPacket
 
 SERVER_PORT = 547
 CLIENT_PORT = 546
-INFINITY_S = 0xFFFFFFFF
 MAX_DUID_BYTES = 130
 """A type code of 2 bytes and at most 128 more (RFC 8415 section 11.1)."""
 

@@ -55,6 +55,23 @@ def test_link_local_and_global_addresses_are_learned_apart(learner: Guest) -> No
     assert learner.address_towards(packed("2001:db8::9")) == packed(V6.guest)
 
 
+def test_address_that_it_is_about_to_take_is_its_own_until_it_speaks_from_another(learner: Guest) -> None:
+    learner.learn_claim(packed("fe80::5054:ff:fe12:3456"))
+    learner.learn_claim(packed("2001:db8:1:2::77"))
+    assert learner.address_towards(packed("fe80::7")) == packed("fe80::5054:ff:fe12:3456")
+    assert learner.address_towards(packed("2001:db8::9")) == packed("2001:db8:1:2::77")
+    learner.learn_claim(packed("2001:db8:1:2::78"))
+    assert learner.address_towards(packed("2001:db8::9")) == packed("2001:db8:1:2::77")
+    learner.learn_address(packed("2001:db8:1:2::79"))
+    learner.learn_claim(packed("2001:db8:1:2::80"))
+    assert learner.address_towards(packed("2001:db8::9")) == packed("2001:db8:1:2::79")
+
+
+def test_claim_to_the_gateways_address_teaches_nothing(learner: Guest) -> None:
+    learner.learn_claim(packed(V6.gateway))
+    assert learner.address_towards(packed("fe80::7")) == packed(V6.guest)
+
+
 @pytest.mark.parametrize(
     "address", [V4.gateway, "0.0.0.0", "127.0.0.1", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255"]
 )

@@ -179,6 +179,7 @@ def said(*hosts: Host, wishes: Wishes = NO_WISHES) -> list[tuple[str, str]]:
 
 RENEW = "renew it in the guest (dhclient, networkctl renew, ...) to have that at once"
 LATER = f"renews its lease, which may take some minutes: {RENEW}"
+HEARD = " (told by router advertisement, and when it renews its lease)"
 BY_RA = "the guest is told by a router advertisement"
 NOW_OFFICE = [
     (
@@ -197,6 +198,17 @@ def test_address_that_the_host_keeps_beside_a_new_one() -> None:
         "the host's IPv4 is now 198.51.100.7/25, gateway 198.51.100.1 (from wlan0): the guest may keep 192.0.2.2,"
         " which the host has, too; one that releases its lease gets the new address",
     )
+
+
+def test_address_that_the_host_kept_and_now_gives_up() -> None:
+    vpn = evolve(OFFICE, addresses=(*OFFICE.addresses, *HOME.addresses))
+    assert said(HOME, vpn, OFFICE) == [
+        (
+            "WARNING",
+            "the host has 192.0.2.2 no more: a guest that has kept it gets another address when it renews its lease",
+        )
+    ]
+    assert said(HOME, vpn, OFFICE, OFFICE) == []
 
 
 def test_nothing_new() -> None:
@@ -266,7 +278,7 @@ def test_online_for_the_first_time() -> None:
         ("INFO", f"the host's IPv6 is now 2001:db8:1::2/64, gateway fe80::1 (from eth0): {BY_RA}"),
     ]
     assert said(OFFLINE, HOME)[2:] == [
-        ("INFO", "the guest is to use other DNS servers or domains: 192.0.2.53, 2001:db8::53; search: none"),
+        ("INFO", "the guest is to use other DNS servers or domains: 192.0.2.53, 2001:db8::53; search: none" + HEARD),
     ]
 
 
@@ -305,7 +317,7 @@ def test_family_appears() -> None:
 )
 def test_other_resolvers(text: str, line: str) -> None:
     assert said(HOME, with_resolv_conf(HOME, text)) == [
-        ("INFO", f"the guest is to use other DNS servers or domains: {line}")
+        ("INFO", f"the guest is to use other DNS servers or domains: {line}" + HEARD)
     ]
 
 
@@ -314,16 +326,6 @@ def test_resolver_behind_our_address_is_another_one_and_the_guest_need_not_care(
         said(with_resolv_conf(HOME_4, "nameserver 127.0.0.1\n"), with_resolv_conf(HOME_4, "nameserver 127.0.0.53\n"))
         == []
     )
-
-
-def test_former_address_that_the_host_has_no_more_is_nothing_to_say() -> None:
-    """The guest is told, by what is refused to it."""
-    vpn = host("192.0.2.2/24 eth0", "203.0.113.2/24 tun0", routes=("203.0.113.1 tun0",), resolv_conf=NAMESERVERS)
-    without = host("203.0.113.2/24 tun0", routes=("203.0.113.1 tun0",), resolv_conf=NAMESERVERS)
-    told = decide(Wishes(), vpn, decide(Wishes(), HOME_4).network).network
-    now = decide(Wishes(), without, told).network
-    assert now != told
-    assert list(describe(told, now)) == []
 
 
 def test_local_mode_has_no_interface_to_name() -> None:

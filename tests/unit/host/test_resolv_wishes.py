@@ -111,8 +111,11 @@ class TestHost:
             "192.0.2.53", f"{SET_4} > 127.0.0.9", nameservers="127.0.0.9"
         )
         assert told(set_to(forward=SET_4, host="127.0.0.9")) == expected(
-            "", f"{SET_4} > 127.0.0.9", nameservers="127.0.0.9"
+            SET_4, f"{SET_4} > 127.0.0.9", nameservers="127.0.0.9"
         )
+
+    def test_without_any_nameserver_it_is_one(self) -> None:
+        assert told(set_to(host="127.0.0.9")) == expected("192.0.2.1", "192.0.2.1 > 127.0.0.9", nameservers="127.0.0.9")
 
     def test_is_of_its_own_family_only(self) -> None:
         assert told(set_to(forward=f"{SET_4} {SET_6}", host="::1"), "192.0.2.53", "2001:db8::53") == expected(
