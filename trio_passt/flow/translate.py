@@ -69,7 +69,7 @@ class AddressMap:
             self._broadcast |= _broadcast_address(guest)
         self._local.add(guest.address.packed)
         # a nameserver that is told today is meant by its own address, whoever the gateway was
-        if guest.gateway not in (*network.resolvers.ipv4, *network.resolvers.ipv6):
+        if guest.gateway not in network.resolvers.ipv4 and guest.gateway not in network.resolvers.ipv6:
             loopback = LOOPBACK_IPV4 if guest.gateway.version == 4 else LOOPBACK_IPV6
             self._host_by_guest.setdefault(guest.gateway.packed, loopback)
 
