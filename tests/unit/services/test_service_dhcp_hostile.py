@@ -31,7 +31,7 @@ EVERYTHING = evolve(
 NETWORKS = (NETWORK, NAMED, BOOT, MOVED, LOCAL_MODE, GATEWAY_OFF_LINK, EVERYTHING, evolve(EVERYTHING, mtu_bytes=68))
 
 networks = st.sampled_from(NETWORKS)
-moderately = settings(max_examples=150, deadline=None)
+moderately = settings(max_examples=100, deadline=None)
 
 MESSAGE_START = bytes(BOOTP(op=1, xid=XID, chaddr=GUEST_MAC))[:236] + MAGIC_COOKIE
 READ_CODES = (0, 12, 50, 51, 52, 53, 54, 55, 57, 61, 80, 81, 97, 255)
@@ -138,7 +138,7 @@ def test_truncation_at_each_byte(client: Client) -> None:
             check_answer(payload[:length])
 
 
-@pytest.mark.parametrize("client", [client for client in CLIENTS if client.name in ("dhcpcd", "Windows", "iPXE")])
+@pytest.mark.parametrize("client", [client for client in CLIENTS if client.name == "Windows"])
 def test_each_byte_wrong(client: Client) -> None:
     payload = client.says("discover").rstrip(b"\0")
     for index in range(len(payload)):
