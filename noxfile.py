@@ -61,7 +61,8 @@ def compiled(session: nox.Session) -> None:
     of_what_is_installed = ("-o", "pythonpath=", "-m", "not interpreted")  # not of the checkout
     not_compiled = [f"--ignore-glob=*/wire/*{name}*" for name in ("dhcp", "ndp", "domain", "arp", "pcap")]
     session.run("pytest", *ON_ALL_CPUS, *of_what_is_installed, *not_compiled, *units)
-    tests = [f"tests/integration/test_{name}.py" for name in ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows")]
+    names = ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows")
+    tests = [f"tests/integration/test_{name}.py" for name in names]
     session.run("pytest", "-p", "no:cacheprovider", "-k", "not parallel_connections and not far", *tests)
     session.run("python", "-m", "tests.bench", "--short", "--output", session.create_tmp())
 

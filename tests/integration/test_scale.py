@@ -21,8 +21,8 @@ MANY, FEW = 200, 8
 BYTES = 200_000_000
 TIME_RATIO_LIMIT = 3.0
 FAIR_SHARE_LIMIT = 0.25
-"""The targets, which the benchmark judges, are harder; but one short transfer misses them when the machine does something
-else for a moment."""
+"""The targets, which the benchmark judges, are harder; but one short transfer misses them when the machine does
+something else for a moment."""
 
 ATTEMPTS = 3
 """One is enough to show that it can be done; all of them are among the measurements."""
