@@ -10,6 +10,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+IPAddress = IPv4Address | IPv6Address
+
 HOST_MAC = bytes.fromhex("9a559a559a55")
 """MAC address of the host's side of the link: the one every frame to the guest comes from."""
 
@@ -77,8 +79,8 @@ class DnsForward:
     address.  Both addresses are of one family.
     """
 
-    seen_by_guest: IPv4Address | IPv6Address
-    on_host: IPv4Address | IPv6Address
+    seen_by_guest: IPAddress
+    on_host: IPAddress
 
 
 @frozen
@@ -126,7 +128,7 @@ class GuestNetwork:
     hostname: str | None = None
     fqdn: str | None = None
     boot: NetworkBoot | None = None
-    nameservers: tuple[IPv4Address | IPv6Address, ...] = ()
+    nameservers: tuple[IPAddress, ...] = ()
     ipv4_offline: bool = False
     ipv6_offline: bool = False
     former: tuple[Former, ...] = ()
@@ -152,8 +154,8 @@ class Wishes:
     hostname: str | None = None
     fqdn: str | None = None
     boot: NetworkBoot | None = None
-    dns_forwards: tuple[IPv4Address | IPv6Address, ...] = ()
-    dns_hosts: tuple[IPv4Address | IPv6Address, ...] = ()
+    dns_forwards: tuple[IPAddress, ...] = ()
+    dns_hosts: tuple[IPAddress, ...] = ()
 
 
 class Protocol(Enum):
@@ -174,7 +176,7 @@ class PortForward:
     protocol: Protocol
     port: int
     target: int
-    address: IPv4Address | IPv6Address | None = None
+    address: IPAddress | None = None
     must_bind: bool = True
 
 

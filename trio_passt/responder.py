@@ -4,9 +4,7 @@ What is answered to what is the services' affair, which are pure.  Here is what 
 them, a link that is full, and what an answer says about the guest.
 """
 
-from ipaddress import IPv4Address, IPv6Address
-
-from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
+from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork, IPAddress
 from trio_passt.flow.session import Session
 from trio_passt.host.guest_network import without
 from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
@@ -32,7 +30,7 @@ class Responder:
         self._server_duid = dhcpv6.server_duid(session.network)
         self._waiting: list[bytes] = []
         self._forgotten: set[GuestIPv4] = set()
-        self._forgotten_nameservers: set[IPv4Address | IPv6Address] = set()
+        self._forgotten_nameservers: set[IPAddress] = set()
         """Former states, and nameservers at our addresses, that the guest goes by no more: it has a new lease."""
 
     # -- what the guest asks -------------------------------------------------------------------------------------------

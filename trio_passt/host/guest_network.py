@@ -17,9 +17,9 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNetwork, Wishes
+from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNetwork, IPAddress, Wishes
 from trio_passt.host.network import Host, choose
-from trio_passt.host.resolv import HostAddress, ResolvConf, resolvers_for_guest
+from trio_passt.host.resolv import ResolvConf, resolvers_for_guest
 
 FORMER_KEPT = 128
 """So many former states of both families are kept in mind.  The guest hears of IPv4 every ten minutes, in which a VPN
@@ -87,7 +87,7 @@ def afresh(network: GuestNetwork) -> GuestNetwork:
 
 
 def without(
-    network: GuestNetwork, forgotten: Collection[GuestIPv4 | GuestIPv6], nameservers: Collection[HostAddress]
+    network: GuestNetwork, forgotten: Collection[GuestIPv4 | GuestIPv6], nameservers: Collection[IPAddress]
 ) -> GuestNetwork:
     """The same for a guest that does not go by these former states and nameservers any more: it has asked since."""
     former = tuple(former for former in network.former if former.guest not in forgotten)
@@ -109,7 +109,7 @@ def _is_offline(now: GuestIPv4 | GuestIPv6 | None, found: GuestIPv4 | GuestIPv6 
     return found is None or (found.is_local and not now.is_local)
 
 
-def _former(told: GuestNetwork, now: GuestNetwork, own: Collection[HostAddress]) -> tuple[Former, ...]:
+def _former(told: GuestNetwork, now: GuestNetwork, own: Collection[IPAddress]) -> tuple[Former, ...]:
     """What does not hold any more, the latest first; what holds again is not former."""
     before = (told.ipv4, told.ipv6, *(former.guest for former in told.former))
     current = {terms(guest) for guest in (now.ipv4, now.ipv6) if guest}
@@ -118,7 +118,7 @@ def _former(told: GuestNetwork, now: GuestNetwork, own: Collection[HostAddress])
     return tuple(value for terms, value in latest_first if terms not in current)[:FORMER_KEPT]
 
 
-def terms(guest: GuestIPv4 | GuestIPv6) -> tuple[HostAddress, int, HostAddress]:
+def terms(guest: GuestIPv4 | GuestIPv6) -> tuple[IPAddress, int, IPAddress]:
     """What the guest knows of it."""
     return guest.address, guest.prefix_length, guest.gateway
 
@@ -131,7 +131,7 @@ def _former_dns_forwards(told: GuestNetwork, now: GuestNetwork) -> tuple[DnsForw
     gateways = {guest.gateway for guest in (now.ipv4, now.ipv6) if guest}
     ours = {*gateways, *(former.guest.gateway for former in now.former)}
     local = (former.guest.gateway for former in now.former if former.guest.is_local)  # told even without a nameserver
-    before: dict[HostAddress, HostAddress | None] = dict.fromkeys((*local, *told.resolvers.ipv4, *told.resolvers.ipv6))
+    before: dict[IPAddress, IPAddress | None] = dict.fromkeys((*local, *told.resolvers.ipv4, *told.resolvers.ipv6))
     for forward in (*told.former_dns_forwards, *told.dns_forwards):
         before[forward.seen_by_guest] = forward.on_host
     current = {*now.resolvers.ipv4, *now.resolvers.ipv6} - gateways

@@ -18,7 +18,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol as TypingProtocol
 
-from trio_passt.config import PortForward, Protocol
+from trio_passt.config import IPAddress, PortForward, Protocol
 from trio_passt.errors import StartupError
 from trio_passt.host import error_queue, sockets
 from trio_passt.host.datagrams import IP_PKTINFO, SLOTS, Ancillary, DatagramBuffer, expect_bulk
@@ -48,9 +48,6 @@ _MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPRO
 _WILDCARD: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 
-HostAddress = IPv4Address | IPv6Address
-
-
 class UdpPort:
     """A bound UDP socket, and the guest's port that it forwards to.
 
@@ -60,7 +57,7 @@ class UdpPort:
     __slots__ = ("_listeners", "address", "overflowed", "socket", "target")
 
     def __init__(
-        self, sock: socket.socket, target: int, listeners: "PortListeners", address: HostAddress | None = None
+        self, sock: socket.socket, target: int, listeners: "PortListeners", address: IPAddress | None = None
     ) -> None:
         self.socket = sock
         self.target = target

@@ -15,9 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from attrs import frozen
 
-from trio_passt.config import MAX_NAME_CHARACTERS, DnsForward, GuestIPv4, GuestIPv6, Resolvers, Wishes
-
-HostAddress = IPv4Address | IPv6Address
+from trio_passt.config import MAX_NAME_CHARACTERS, DnsForward, GuestIPv4, GuestIPv6, IPAddress, Resolvers, Wishes
 
 NO_WISHES = Wishes()
 
@@ -28,7 +26,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCI
 class Nameserver:
     """An address, and the zone (interface) that a link-local one was written with."""
 
-    address: IPv4Address | IPv6Address
+    address: IPAddress
     zone: str | None = None
 
 
@@ -46,7 +44,7 @@ class GuestResolvers:
 
     resolvers: Resolvers
     forwards: tuple[DnsForward, ...] = ()
-    nameservers: tuple[HostAddress, ...] = ()
+    nameservers: tuple[IPAddress, ...] = ()
 
 
 def parse_resolv_conf(text: str) -> ResolvConf:
@@ -81,9 +79,9 @@ def resolvers_for_guest(
     A link-local nameserver is told only if it is on the interface that the guest's IPv6 is taken from: on
     another, there is no way to say so to the guest.
     """
-    told: list[HostAddress] = []
+    told: list[IPAddress] = []
     forwards: list[DnsForward] = []
-    nameservers: list[HostAddress] = []
+    nameservers: list[IPAddress] = []
     for guest in (ipv4, ipv6):
         if guest is not None:
             on_host = [address for nameserver in conf.nameservers if (address := _usable(nameserver, guest))]
@@ -98,12 +96,12 @@ def resolvers_for_guest(
 
 @frozen
 class _FamilyResolvers:
-    told: list[HostAddress]
+    told: list[IPAddress]
     forwards: list[DnsForward]
-    nameservers: list[HostAddress]
+    nameservers: list[IPAddress]
 
 
-def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[HostAddress], wishes: Wishes) -> _FamilyResolvers:
+def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[IPAddress], wishes: Wishes) -> _FamilyResolvers:
     """What one family is told, of its nameservers in order."""
     version = guest.address.version
     set_forward = next((address for address in wishes.dns_forwards if address.version == version), None)
@@ -121,7 +119,7 @@ def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[HostAddress], wis
     return _FamilyResolvers(list(dict.fromkeys(told)), forwards, [] if nameserver is None else [nameserver])
 
 
-def _usable(nameserver: Nameserver, guest: GuestIPv4 | GuestIPv6) -> HostAddress | None:
+def _usable(nameserver: Nameserver, guest: GuestIPv4 | GuestIPv6) -> IPAddress | None:
     """The address, if a guest with this family can have it asked."""
     if nameserver.address.version != guest.address.version:
         return None
@@ -129,11 +127,11 @@ def _usable(nameserver: Nameserver, guest: GuestIPv4 | GuestIPv6) -> HostAddress
     return None if is_elsewhere and nameserver.zone != guest.interface else nameserver.address
 
 
-def _needs_forward(address: IPv4Address | IPv6Address, guest: GuestIPv4 | GuestIPv6) -> bool:
+def _needs_forward(address: IPAddress, guest: GuestIPv4 | GuestIPv6) -> bool:
     return address.is_loopback or address.is_unspecified or address in (guest.address, guest.gateway)
 
 
-def _reachable(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+def _reachable(address: IPAddress) -> IPAddress:
     """The C library takes 0.0.0.0 and :: as this host."""
     if not address.is_unspecified:
         return address

@@ -157,7 +157,7 @@ def _is_valid(asked: Dhcpv6Message, server_duid: bytes) -> bool:
     match asked.type:
         case Dhcpv6Type.SOLICIT | Dhcpv6Type.CONFIRM | Dhcpv6Type.REBIND:
             return client is not None and server is None
-        case Dhcpv6Type.REQUEST | Dhcpv6Type.RENEW | Dhcpv6Type.RELEASE | Dhcpv6Type.DECLINE:
+        case kind if kind in _FOR_ONE_SERVER:
             return client is not None and server == server_duid
         case Dhcpv6Type.INFORMATION_REQUEST:
             return server in (None, server_duid) and not asked.all(*_ASSOCIATIONS)
