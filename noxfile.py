@@ -17,7 +17,10 @@ QRAP = "contrib/qrap/qrap"
 """Has no suffix that would tell what it is."""
 
 ON_ALL_CPUS = ("-p", "no:cacheprovider", "-n", "auto", "--dist", "loadfile")
-"""For unit tests. The integration tests have a guest and namespaces that they share."""
+"""For unit tests."""
+
+IN_TWO_PROCESSES = ("-n", "2", "--no-loadscope-reorder", "-m", "not alone")
+"""For integration tests: see tests/integration/sharing.py. What measures time runs after them."""
 
 
 @nox.session
@@ -48,7 +51,12 @@ def unit(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """A real guest under QEMU, in namespaces of its own. Needs root."""
     session.install(".[test]")
-    session.run("pytest", "-p", "no:cacheprovider", *(session.posargs or ["tests/integration"]))
+    if session.posargs:
+        where = [] if any(word.startswith("tests/") for word in session.posargs) else ["tests/integration"]
+        session.run("pytest", "-p", "no:cacheprovider", *session.posargs, *where)
+    else:
+        session.run("pytest", "-p", "no:cacheprovider", *IN_TWO_PROCESSES, "tests/integration")
+        session.run("pytest", "-p", "no:cacheprovider", "-m", "alone", "tests/integration")
 
 
 @nox.session
@@ -63,7 +71,8 @@ def compiled(session: nox.Session) -> None:
     session.run("pytest", *ON_ALL_CPUS, *of_what_is_installed, *not_compiled, *units)
     names = ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows")
     tests = [f"tests/integration/test_{name}.py" for name in names]
-    session.run("pytest", "-p", "no:cacheprovider", "-k", "not parallel_connections and not far", *tests)
+    without = ("-k", "not parallel_connections and not far")
+    session.run("pytest", "-p", "no:cacheprovider", *IN_TWO_PROCESSES, *without, *tests)
     session.run("python", "-m", "tests.bench", "--short", "--output", session.create_tmp())
 
 

@@ -30,6 +30,7 @@ missing() {
     done <<-COMMANDS
 	$python python3
 	gcc gcc
+	groff groff-base
 	ip iproute2
 	iperf3 iperf3
 	ping iputils-ping

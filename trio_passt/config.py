@@ -4,11 +4,12 @@ The command line and the discovery of the host's network produce one `Config`; t
 reads it.  Nothing here imports anything of the package, so that every layer may import it.
 """
 
+from collections.abc import Iterator
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 
-from attrs import frozen
+from attrs import fields, frozen, has
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -26,13 +27,15 @@ MAX_NAME_CHARACTERS = 253
 class GuestIPv4:
     """What a guest is given for IPv4: the host's own address, so that to its peers the guest *is* the host.
 
-    `interface` names the host's interface that this was taken from; `None` in local mode.
+    `interface` names the host's interface that this was taken from; `None` in local mode.  `others` are further
+    addresses that the guest may have.
     """
 
     address: IPv4Address
     prefix_length: int
     gateway: IPv4Address
     interface: str | None = None
+    others: tuple[IPv4Interface, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -47,13 +50,15 @@ class GuestIPv6:
     `address` is assigned by DHCPv6; its /64 prefix is announced for SLAAC (not in local mode, where the
     address is a link-local one).  `gateway` is a link-local address: the source of router advertisements, and
     so the guest's default router.  `interface` names the host's interface that this was taken from, which is
-    also the scope that link-local destinations need on the host; `None` in local mode.
+    also the scope that link-local destinations need on the host; `None` in local mode.  `others` are further
+    addresses for it, assigned and announced in the same way.
     """
 
     address: IPv6Address
     prefix_length: int
     gateway: IPv6Address
     interface: str | None = None
+    others: tuple[IPv6Interface, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -81,6 +86,36 @@ class DnsForward:
 
     seen_by_guest: IPAddress
     on_host: IPAddress
+
+
+@frozen
+class HostAddress:
+    """An address of one family that reaches the host itself: what the guest sends to `seen_by_guest` goes to `on_host`.
+
+    `on_host` is the host's loopback address, or the one that the guest shares with the host.
+    """
+
+    seen_by_guest: IPAddress
+    on_host: IPAddress
+
+
+@frozen
+class Services:
+    """What is answered at the link; without NDP there are no router advertisements either."""
+
+    dhcp: bool = True
+    dhcpv6: bool = True
+    ndp: bool = True
+    router_advertisements: bool = True
+
+
+@frozen
+class Transports:
+    """What is translated; packets of another transport are dropped."""
+
+    tcp: bool = True
+    udp: bool = True
+    icmp: bool = True
 
 
 @frozen
@@ -115,8 +150,9 @@ class GuestNetwork:
     65520).  `hostname` and `fqdn` are names for the guest (`None`: it is told none), without a dot at their end.
     `nameservers` are where questions go that the guest has for a nameserver at one of our addresses: addresses of the
     host's side, at most one of a family.  Offline: the host had a default route of this family and has none any more;
-    for IPv6, the guest then has no default router.  `former`, the latest first, is what held before the host's network
-    changed, and `former_dns_forwards` are for nameservers that the guest was told then.
+    for IPv6, the guest then has no default router.  `host_addresses` reach the host itself.  `former`, the latest
+    first, is what held before the host's network changed, and `former_dns_forwards` are for nameservers that the guest
+    was told then.
     """
 
     ipv4: GuestIPv4 | None = None
@@ -133,6 +169,9 @@ class GuestNetwork:
     ipv6_offline: bool = False
     former: tuple[Former, ...] = ()
     former_dns_forwards: tuple[DnsForward, ...] = ()
+    host_addresses: tuple[HostAddress, ...] = ()
+    services: Services = Services()
+    transports: Transports = Transports()
 
     @property
     def link_mtu_bytes(self) -> int:
@@ -141,11 +180,28 @@ class GuestNetwork:
 
 
 @frozen
+class WishedAddress:
+    """An address for the guest; `prefix_length` `None`: what fits it on this host (`guest_network`)."""
+
+    address: IPAddress
+    prefix_length: int | None = None
+
+
+@frozen
 class Wishes:
     """What the operator asked for about the guest's network, whatever the host's is at the moment.
 
-    `dns_forwards` are addresses at which the guest finds the host's nameserver, `dns_hosts` that nameserver in place of
-    the first one of resolv.conf: each at most one of a family.
+    `addresses` are the guest's in place of the host's, the first of a family before others; `netmask_bits` is for the
+    IPv4 ones without prefix, also the host's.  `gateways` are in place of the host's, at most one of a family.
+    `interface_ipv4` and `interface_ipv6` name interfaces of the host to take a family from, in place of the default
+    route's.  `host_mac` is the MAC address of the host's side.
+
+    `dns_servers` and `search` are in place of what resolv.conf says (`None`: what it says); `tells_dns` and
+    `tells_search` are whether the guest is told.  `dns_forwards` are addresses at which the guest finds the host's
+    nameserver, `dns_hosts` that nameserver in place of the first one: each at most one of a family.
+
+    `loopback_addresses` reach the host's loopback, at most one of a family; where there is none, the gateway's address
+    does if `maps_gateway`.  `own_addresses` reach the host's own address, at most one of a family.
     """
 
     ipv4: bool = True
@@ -156,6 +212,34 @@ class Wishes:
     boot: NetworkBoot | None = None
     dns_forwards: tuple[IPAddress, ...] = ()
     dns_hosts: tuple[IPAddress, ...] = ()
+    addresses: tuple[WishedAddress, ...] = ()
+    netmask_bits: int | None = None
+    gateways: tuple[IPAddress, ...] = ()
+    interface_ipv4: str | None = None
+    interface_ipv6: str | None = None
+    host_mac: bytes = HOST_MAC
+    dns_servers: tuple[IPAddress, ...] | None = None
+    search: tuple[str, ...] | None = None
+    tells_dns: bool = True
+    tells_search: bool = True
+    maps_gateway: bool = True
+    loopback_addresses: tuple[IPAddress, ...] = ()
+    own_addresses: tuple[IPAddress, ...] = ()
+    services: Services = Services()
+    transports: Transports = Transports()
+
+
+@frozen
+class Outbound:
+    """Where connections of the guest's leave the host: source addresses and interfaces; `None`: as its routes say.
+
+    Not for what goes to the host's own loopback.
+    """
+
+    ipv4_address: IPv4Address | None = None
+    ipv6_address: IPv6Address | None = None
+    ipv4_interface: str | None = None
+    ipv6_interface: str | None = None
 
 
 class Protocol(Enum):
@@ -165,35 +249,75 @@ class Protocol(Enum):
     UDP = "udp"
 
 
+class Binding(Enum):
+    """What becomes of a forward whose port can't be bound.
+
+    Required: the daemon does not start.  Wanted: a line in the log.  Spare: one of many that are taken as far as they
+    are free and the limits allow, with one line for all of them; only if none of them can be had is that an error.
+    """
+
+    REQUIRED = "required"
+    WANTED = "wanted"
+    SPARE = "spare"
+
+
 @frozen
 class PortForward:
-    """One forwarded port: connections to `port` on the host go to `target` in the guest.
+    """Forwarded ports `first` to `last`, both included: what comes to `first` goes to `target` in the guest, and so on.
 
-    `address` is the host address to bind (`None`: all, both families).  Not `must_bind`: when the port can't
-    be bound that is worth a line in the log, and no reason not to start.
+    `address` is the host's address to bind (`None`: all, both families), `interface` the one of the host's that alone
+    is listened at (SO_BINDTODEVICE of socket(7)).
     """
 
     protocol: Protocol
-    port: int
+    first: int
+    last: int
     target: int
     address: IPAddress | None = None
-    must_bind: bool = True
+    interface: str | None = None
+    binding: Binding = Binding.REQUIRED
+
+    @property
+    def ports(self) -> range:
+        """The ports of the host."""
+        return range(self.first, self.last + 1)
+
+    def target_of(self, port: int) -> int:
+        """The guest's port for one of `ports`."""
+        return port - self.first + self.target
 
 
 @frozen
 class Attachment:
-    """How the guest is attached: a socket's path to listen on, or a connected descriptor; else a default path."""
+    """How the guest is attached: one of a socket's path to listen on, a connected descriptor, and one that listens
+    already (a service manager's); else a default path.
+    """
 
     socket_path: Path | None = None
     fd: int | None = None
+    listen_fd: int | None = None
 
 
 class LogLevel(Enum):
-    """How much is logged: `--quiet` warnings and errors, default what an operator wants, `--debug` all."""
+    """How much is logged: `--quiet` warnings and errors, default what an operator wants, `--debug` all, `--trace` each
+    frame, too."""
 
     QUIET = "quiet"
     INFO = "info"
     DEBUG = "debug"
+    TRACE = "trace"
+
+
+LOG_SIZE_BYTES = 1024 * 1024
+"""What a log file may have, if nobody says otherwise."""
+
+
+@frozen
+class RunAs:
+    """The user and group that a daemon that was started as root goes on as."""
+
+    uid: int
+    gid: int
 
 
 @frozen
@@ -201,6 +325,8 @@ class Config:
     """The whole configuration: the product of `cli` and of the host's discovered network.
 
     `flow_limit` is how many TCP connections a guest may have; UDP and echo have lower limits of their own (`dispatch`).
+    `freebind`: forwards may be bound to addresses that the host does not have (yet).  `log_file` has `log_size_bytes`
+    at most.
     `network` is what `wishes` come to with the host as it is at start.
     """
 
@@ -214,3 +340,29 @@ class Config:
     log_level: LogLevel = LogLevel.INFO
     flow_limit: int = 65536
     wishes: Wishes = Wishes()
+    outbound: Outbound = Outbound()
+    freebind: bool = False
+    log_file: Path | None = None
+    log_size_bytes: int = LOG_SIZE_BYTES
+    run_as: RunAs | None = None
+
+    def __str__(self) -> str:
+        """Each value that is set, on a line of its own: `network.ipv4.address = 192.0.2.2`."""
+        return "\n".join(_lines("", self))
+
+
+def _lines(name: str, value: object) -> Iterator[str]:
+    cls = type(value)
+    if has(cls):
+        prefix = f"{name}." if name else ""
+        for field in fields(cls):
+            yield from _lines(prefix + field.name, getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for number, item in enumerate(value):
+            yield from _lines(f"{name}[{number}]", item)
+    elif isinstance(value, Enum):
+        yield f"{name} = {value.value}"
+    elif isinstance(value, bytes):
+        yield f"{name} = {value.hex(':')}"
+    elif value is not None:
+        yield f"{name} = {value}"

@@ -2,6 +2,7 @@
 
 root nursery
 ├─ signals                  SIGTERM, SIGINT, SIGQUIT, SIGHUP end everything in order
+├─ status                   SIGUSR1 asks for a table of flows and counters
 ├─ port listeners           one task for all forwarded ports
 ├─ host follower            tells when the host's network changes
 └─ guests, one after the other
@@ -28,7 +29,8 @@ from pathlib import Path
 import trio
 from attrs import define, field, frozen
 
-from trio_passt.config import Config, GuestNetwork, PortForward
+from trio_passt import status
+from trio_passt.config import Config, GuestNetwork, LogLevel, PortForward
 from trio_passt.dispatch import Dispatcher
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.session import Session
@@ -36,14 +38,16 @@ from trio_passt.flow.translate import AddressMap
 from trio_passt.host.follow import follow
 from trio_passt.host.guest_network import afresh
 from trio_passt.host.listeners import PortListeners
+from trio_passt.host.outbound import check_outbound
 from trio_passt.host.queue import SCRATCH_BYTES
 from trio_passt.host.readiness import READABLE, Readiness
 from trio_passt.host.watch import HostWatch
 from trio_passt.icmp.flow import check_permission as check_ping_permission
 from trio_passt.link.base import Link, LinkClosed
 from trio_passt.link.capture import Capture, CapturingLink, open_capture
-from trio_passt.link.listener import GuestListener, from_fd, listen
+from trio_passt.link.listener import GuestListener, from_fd, from_listening_fd, listen
 from trio_passt.link.stream import StreamLink
+from trio_passt.link.trace import TracingLink
 from trio_passt.responder import Responder
 from trio_passt.services import ndp
 
@@ -54,12 +58,21 @@ OnReady = Callable[[Path | None, Sequence[PortForward]], None]
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """Watched before anything is opened, so that there is no moment at which one of them leaves a socket's file behind."""
 
+STATUS_SIGNAL = signal.SIGUSR1
+"""Watched from then on, too: by default it would end the process.  Before, `cli.main` has it ignored."""
+
 
 @define(eq=False)
 class Current:
-    """What is served: a guest's network, which may change, and the guest session that is there to be told."""
+    """What is served: a guest's network, which may change, and the guest session that is there to be told.
+
+    `guest` is that session for whoever asks about it, `forwards` the forwarded ports that are open: to find out takes a
+    while, where they are many.
+    """
 
     network: GuestNetwork
+    forwards: Sequence[PortForward] = ()
+    guest: status.Attached | None = None
     responder: Responder | None = None
     changed: trio.Event = field(factory=trio.Event)
 
@@ -82,32 +95,45 @@ class Serving:
     capture: Capture | None = None
 
 
-async def run(config: Config, *, on_ready: OnReady, watch: HostWatch | None = None) -> None:
-    """Open everything, call `on_ready`, serve guests until the end.
+async def run(
+    config: Config, *, on_open: Callable[[], None] | None = None, on_ready: OnReady, watch: HostWatch | None = None
+) -> None:
+    """Open everything, call `on_open` and `on_ready`, serve guests until the end.
 
-    `on_ready` gets the socket's path (None with a connected one) and the forwards that could be bound.  `watch` tells
-    of changes of the host's network since before it was read for `config`; without it, none is followed.  Returns after
-    SIGTERM, SIGINT, SIGQUIT or SIGHUP, and when the only guest has gone (`one_off`, or a connected descriptor).
-    Raises StartupError if something can't be opened; everything that was opened is closed again in any case.
+    `on_open` may give up the privileges that opening took.  `on_ready` gets the socket's path (None with a connected
+    one) and the forwards that could be bound.  `watch` tells of changes of the host's network since before it was read
+    for `config`; without it, none is followed.  Returns after SIGTERM, SIGINT, SIGQUIT or SIGHUP, and when the only
+    guest has gone (`one_off`, or a connected descriptor).  Raises StartupError if something can't be opened; everything
+    that was opened is closed again in any case.
     """
-    with trio.open_signal_receiver(*END_SIGNALS) as signals, ExitStack() as opened:
+    with ExitStack() as opened:
+        asked = opened.enter_context(trio.open_signal_receiver(STATUS_SIGNAL))
+        signals = opened.enter_context(trio.open_signal_receiver(*end_signals()))
         raise_descriptor_limit()
-        listeners = PortListeners.bind(config.forwards, _families(config.network))
+        check_outbound(config.outbound)
+        listeners = PortListeners.bind(config.forwards, _families(config.network), freebind=config.freebind)
         opened.callback(listeners.close)
         capture = open_capture(config.pcap) if config.pcap else None
         if capture is not None:
             opened.callback(capture.close)
-        door = None if config.attachment.fd is not None else listen(config.attachment.socket_path)
         only_guest = from_fd(config.attachment.fd) if config.attachment.fd is not None else None
+        door = open_door(config) if only_guest is None else None
         for attachment in (door, only_guest):
             if attachment is not None:
                 opened.callback(attachment.close)
-        check_ping_permission()
-        on_ready(door.path if door else None, listeners.bound)
+        if door is not None and config.run_as is not None:
+            door.give_to(config.run_as.uid, config.run_as.gid)
+        if on_open is not None:
+            on_open()
+        if config.network.transports.icmp:
+            check_ping_permission()
+        current = Current(config.network, listeners.bound)
+        on_ready(door.path if door else None, current.forwards)
         async with trio.open_nursery() as root:
             root.start_soon(end_on_signal, signals, root.cancel_scope)
             root.start_soon(listeners.run)
-            serving = Serving(config, Current(config.network), listeners, capture)
+            root.start_soon(status.answer, asked, lambda: current.guest, lambda: current.forwards)
+            serving = Serving(config, current, listeners, capture)
             if watch is not None:
                 root.start_soon(follow_host, watch, serving)
             if only_guest is not None:
@@ -115,6 +141,18 @@ async def run(config: Config, *, on_ready: OnReady, watch: HostWatch | None = No
             elif door is not None:
                 await serve_guests(door, serving)
             root.cancel_scope.cancel()
+
+
+def open_door(config: Config) -> GuestListener:
+    """Where guests come in."""
+    if config.attachment.listen_fd is not None:
+        return from_listening_fd(config.attachment.listen_fd)
+    return listen(config.attachment.socket_path)
+
+
+def end_signals() -> list[signal.Signals]:
+    """Those of `END_SIGNALS` that mean us: nohup(1) has its programs ignore SIGHUP."""
+    return [number for number in END_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 async def end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
@@ -128,7 +166,10 @@ async def follow_host(watch: HostWatch, serving: Serving) -> None:
     """The host's network changes: forwarded ports are bound in a family that is new, and the guest is told."""
 
     def on_change(network: GuestNetwork) -> None:
+        before = serving.listeners.descriptors
         serving.listeners.add_families(_families(network))
+        if serving.listeners.descriptors != before:
+            serving.current.forwards = serving.listeners.bound
         serving.current.change(network)
 
     await follow(watch, serving.config.wishes, serving.config.network, on_change)
@@ -171,6 +212,8 @@ async def serve_guest(link: Link, serving: Serving) -> None:
     """One guest session, from its connection to its end; without descriptors for it, its end comes at once."""
     if serving.capture is not None:
         link = CapturingLink(link, serving.capture)
+    if serving.config.log_level is LogLevel.TRACE:
+        link = TracingLink(link)
     with ExitStack() as opened:
         opened.callback(link.close)
         try:
@@ -179,16 +222,17 @@ async def serve_guest(link: Link, serving: Serving) -> None:
             log.error("can't serve the guest: %s", error.strerror)
             return
         opened.callback(readiness.close)
-        network = afresh(serving.current.network)
+        network, outbound = afresh(serving.current.network), serving.config.outbound
         session = Session(
             link=link,
             network=network,
             guest=Guest(network),
-            addresses=AddressMap(network),
+            addresses=AddressMap(network, outbound.ipv6_interface),
             readiness=readiness,
             drops=Counter(),
             scratch=memoryview(bytearray(SCRATCH_BYTES)),
             secret=secrets.token_bytes(32),
+            outbound=outbound,
         )
         async with trio.open_nursery() as nursery:
             dispatcher = Dispatcher(session, nursery, serving.config.flow_limit, serving.listeners)
@@ -198,6 +242,7 @@ async def serve_guest(link: Link, serving: Serving) -> None:
             nursery.start_soon(advertise_router, responder, serving.current)
             nursery.start_soon(dispatcher.fragments.run)
             serving.listeners.receiver, serving.current.responder = dispatcher, responder
+            serving.current.guest = status.Attached(session, dispatcher, trio.current_time())
             try:
                 await own_frames(link, dispatcher, readiness)
             except LinkClosed as closed:
@@ -206,7 +251,7 @@ async def serve_guest(link: Link, serving: Serving) -> None:
                 responder.farewell()
                 raise
             finally:
-                serving.current.responder = None
+                serving.current.responder = serving.current.guest = None
                 serving.listeners.receiver = None  # before the nursery closes, which takes no more flows then
             nursery.cancel_scope.cancel()
         for reason, count in session.drops.most_common():

@@ -14,12 +14,13 @@ from typing import Protocol
 
 import trio
 
+from trio_passt.config import Transports
 from trio_passt.flow import packets
 from trio_passt.flow.fragments import Fragments
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.flow.table import FlowLimit, FlowTable, SilentTable
-from trio_passt.flow.translate import LOOPBACK_IPV4, LOOPBACK_IPV6, is_unicast
+from trio_passt.flow.translate import is_unicast
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import DatagramError
@@ -27,7 +28,7 @@ from trio_passt.host.listeners import UdpPort
 from trio_passt.icmp.flow import EchoFlow, EchoRequest
 from trio_passt.responder import Responder
 from trio_passt.tcp.flow import TcpFlow
-from trio_passt.udp.flow import Clients, OutboundUdp, PortUdp, UdpFlow
+from trio_passt.udp.flow import Clients, OutboundUdp, PortUdp, UdpFlow, goes_by
 from trio_passt.udp.source_ports import SourcePorts
 from trio_passt.wire import ethernet, icmp, ipv4, ipv6, plain, tcp, udp
 from trio_passt.wire.coalesce import JoinedDatagrams, JoinedSegments, coalesce
@@ -67,6 +68,10 @@ class ForwardedPorts(Protocol):
     def udp_port(self, target: int, destination: bytes) -> UdpPort | None:
         """A port that is forwarded to the guest's `target`, and can reach this packed address of the host's side."""
 
+    @property
+    def descriptors(self) -> int:
+        """How many of this process's descriptors these ports have."""
+
 
 class Dispatcher:
     """The three flow tables of one guest session, and the way to them from both sides."""
@@ -76,7 +81,7 @@ class Dispatcher:
         self._ports = ports
         self._drops: Counter[str] = session.drops
         later = session.readiness.later
-        descriptors = sockets.descriptor_limit()
+        descriptors = sockets.descriptor_limit() - ports.descriptors
         most_udp, most_echo = (
             min(flow_limit, UDP_FLOWS, descriptors // 2),
             min(flow_limit, ECHO_FLOWS, descriptors // 8),
@@ -86,6 +91,7 @@ class Dispatcher:
         self.echo: SilentTable[EchoFlow] = SilentTable(nursery, most_echo, "echo", later)
         self.fragments = Fragments(session)
         self.responder = Responder(session)
+        self._off = _off(session.network.transports)
         self._source_ports = SourcePorts()
         self._clients: Clients = {}
         self._to_wake: dict[_Wakeable, None] = {}
@@ -160,6 +166,8 @@ class Dispatcher:
             return
         self._session.guest.learn_mac(run.mac)
         self._session.guest.learn_address(source)
+        if self._is_off(IPProtocol.TCP, run.frames):
+            return
         for _ in range(times):
             self._take_segment(source, destination, run.segment)
 
@@ -167,10 +175,20 @@ class Dispatcher:
         """Whether the guest has the family of this packed address."""
         return (self._session.network.ipv4 if len(address) == 4 else self._session.network.ipv6) is not None
 
+    def _is_off(self, protocol: int, packets: int = 1) -> bool:
+        """Whether this transport is; so many packets of it are counted then.  Known flows are never asked for it."""
+        reason = self._off.get(protocol)
+        if reason is None:
+            return False
+        self._drops[reason] += packets
+        return True
+
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv4.parse(packet)
         if header.is_fragment:
             self._session.guest.learn_address(header.source)
+            if self._is_off(header.protocol):
+                return
             whole = self.fragments.take(header, payload)
             if whole is None:
                 return
@@ -203,6 +221,8 @@ class Dispatcher:
         self._session.guest.learn_address(source)
         was_fragmented = header.is_fragment
         if was_fragmented:
+            if self._is_off(header.protocol):
+                return
             whole = self.fragments.take(header, payload)
             if whole is None:
                 return
@@ -248,7 +268,7 @@ class Dispatcher:
             self.tcp.forget(flow)
             flow = None
         if flow is None:
-            if segment.flags & tcp.RST:
+            if self._is_off(IPProtocol.TCP) or segment.flags & tcp.RST:
                 return
             endpoint = self._destination(key, 1)
             is_opening = segment.flags & (tcp.SYN | tcp.ACK | tcp.FIN) == tcp.SYN
@@ -302,15 +322,18 @@ class Dispatcher:
 
     def _new_udp_flow(self, key: FlowKey, datagrams: int) -> UdpFlow | None:
         """For so many datagrams of the guest's, which are counted if there can be no flow for them."""
+        if self._is_off(IPProtocol.UDP, datagrams):
+            return None
         endpoint = self._destination(key, datagrams) if key.remote_port else None
         if endpoint is None:
             if not key.remote_port:
                 self._drops["addresses of no flow"] += datagrams
             return None
         port = self._ports.udp_port(key.guest_port, endpoint.address)
+        way = self._session.way_to(endpoint)
         flow: UdpFlow
-        if port is not None:
-            flow = PortUdp(self._session, key, port, endpoint, self._clients)
+        if port is not None and (way is None or goes_by(port, way)):
+            flow = PortUdp(self._session, key, port, endpoint, self._clients, way=way)
         else:
             flow = OutboundUdp(self._session, key, endpoint, self._source_ports)
         if not self.udp.start(flow):
@@ -330,10 +353,10 @@ class Dispatcher:
             self._drops["hop limit 0"] += 1
             return
         if flow is None or flow.is_over:
-            endpoint = self._destination(key, 1)
+            endpoint = None if self._is_off(IPProtocol.ICMP) else self._destination(key, 1)
             if endpoint is None:
                 return
-            is_local = endpoint.address in (LOOPBACK_IPV4, LOOPBACK_IPV6)
+            is_local = self._session.addresses.stands_for_host(key.remote)
             flow = EchoFlow(self._session, key, endpoint, is_local=is_local)
             if not self.echo.start(flow):
                 self._drops["echo: limit of flows"] += 1
@@ -439,3 +462,14 @@ class Dispatcher:
         start = zlib.crc32(peer.address) + peer.port
         for number in range(start, start + OTHER_PORTS):
             yield FlowKey(guest, target, remote, 1024 + number % (65536 - 1024))
+
+
+def _off(transports: Transports) -> dict[int, str]:
+    """The IP protocols that are not translated, and why their packets are dropped."""
+    known = (
+        (IPProtocol.TCP, transports.tcp, "tcp is off"),
+        (IPProtocol.UDP, transports.udp, "udp is off"),
+        (IPProtocol.ICMP, transports.icmp, "icmp is off"),
+        (IPProtocol.ICMPV6, transports.icmp, "icmp is off"),
+    )
+    return {protocol: reason for protocol, is_on, reason in known if not is_on}

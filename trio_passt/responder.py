@@ -9,7 +9,7 @@ from trio_passt.flow.session import Session
 from trio_passt.host.guest_network import without
 from trio_passt.services import arp, dhcp, dhcpv6, host_side, ndp
 from trio_passt.wire import frames, plain, udp
-from trio_passt.wire.icmp import IcmpMessage
+from trio_passt.wire.icmp import IcmpMessage, Icmpv6Type
 from trio_passt.wire.ipv6 import IPv6Header
 
 WAITING_REPLIES = 64
@@ -59,12 +59,15 @@ class Responder:
 
         What is acknowledged to a guest is its address from now on; if that is today's, no former one is.
         """
+        if not self._session.network.services.dhcp:
+            self._session.drops["dhcp is off"] += 1
+            return
         _, request = udp.parse(source, destination, datagram)
         frame = dhcp.answer(mac, request, self._session.network)
         address = dhcp.acknowledged_address(frame) if frame else None
         if address is not None:
             self._session.guest.learn_address(address.packed)
-            if self._session.network.ipv4 and address == self._session.network.ipv4.address:
+            if self._session.network.ipv4 and host_side.owns(self._session.network.ipv4, address):
                 self._forget_former_ipv4()
         self._send(frame)
 
@@ -82,13 +85,14 @@ class Responder:
             return False
         network = self._session.network
         guests = (network.ipv6, *(former.guest for former in network.former))
-        servers = (
-            host_side.ipv6_address(guest, network.host_mac).packed for guest in guests if isinstance(guest, GuestIPv6)
-        )
+        servers = (host_side.ipv6_address(guest).packed for guest in guests if isinstance(guest, GuestIPv6))
         return destination[0] == 0xFF or destination in servers
 
     def take_dhcpv6(self, mac: bytes, source: bytes, destination: bytes, datagram: memoryview) -> None:
         """One that `is_for_dhcpv6`."""
+        if not self._session.network.services.dhcpv6:
+            self._session.drops["dhcpv6 is off"] += 1
+            return
         _, request = udp.parse(source, destination, datagram)
         to_group = destination[0] == 0xFF
         network = self._session.network
@@ -96,6 +100,13 @@ class Responder:
 
     def take_neighbour_discovery(self, mac: bytes, header: IPv6Header, message: IcmpMessage) -> None:
         """A solicitation, of a router or a neighbour."""
+        services = self._session.network.services
+        if not services.ndp:
+            self._session.drops["neighbour discovery is off"] += 1
+            return
+        if message.type == Icmpv6Type.ROUTER_SOLICITATION and not services.router_advertisements:
+            self._session.drops["router advertisements are off"] += 1
+            return
         addresses = (header.source, header.destination)
         frame = ndp.answer(mac, *addresses, header.hop_limit, message, self._session.network)
         claimed = ndp.claimed(header.source, message)
@@ -118,23 +129,27 @@ class Responder:
 
     def advertise_router(self) -> None:
         """A router advertisement that nobody asked for; a full link does not take it, and another will follow."""
-        if self._session.network.ipv6 is not None:
+        if ndp.tells_router(self._session.network):
             self._session.link.send([frames.single(ndp.advertisement(self._session.network))])
 
     def farewell(self) -> None:
         """The guest's router goes (RFC 4861 section 6.2.5), and has no time to wait for a full link."""
-        if self._session.network.ipv6 is not None:
+        if ndp.tells_router(self._session.network):
             self._session.link.send([frames.single(ndp.advertisement(self._session.network, router_lifetime_s=0))])
 
     def find_guest(self) -> None:
-        """Ask for the guest's MAC address, unless it is known: it has to be for anything to reach the guest."""
+        """Ask for the guest's MAC address, unless it is known: it has to be for anything to reach the guest.
+
+        Without neighbour discovery it is ARP that asks, if the guest has IPv4.
+        """
         if self._session.guest.is_known:
             return
         network = self._session.network
-        if network.ipv4:
-            self._send(arp.request(network))
-        if network.ipv6:
-            self._send(ndp.solicitation(network))
+        asked = arp.requests(network) if network.ipv4 else []
+        if network.ipv6 and (network.services.ndp or not asked):
+            asked += ndp.solicitations(network)
+        for frame in asked:
+            self._send(frame)
 
     # -- the link ------------------------------------------------------------------------------------------------------
 

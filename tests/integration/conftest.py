@@ -1,6 +1,8 @@
 """Fixtures: namespaces, one daemon, and one guest that is online, for the whole session.
 
 What these tests need is not optional: without root, namespaces, QEMU or tshark they end with an error, never skip.
+
+Several processes may share the tests, see sharing.py: each has a session of its own then.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.workermanage import WorkerController
 
 from tests.guest import image as guest_image
 from tests.guest.machine import Guest
+from tests.integration import sharing
 from tests.integration.daemon import Daemon, daemon_directory, program
 from tests.integration.topology import Topology
 
@@ -41,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     config.addinivalue_line("markers", "last: runs after all other tests")
+    config.addinivalue_line("markers", "alone: measures time, and has the machine to itself, see noxfile.py")
     config.stash[_measurements_key] = []
 
 
@@ -50,6 +56,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     if problem := _missing():
         pytest.exit(f"the integration tests cannot run: {problem} (sh tests/run.sh installs packages)", 1)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Each is where it belongs."""
+    sharing.check(item)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,6 +81,24 @@ def pytest_runtest_makereport(
             elif isinstance(value, Guest):
                 report.sections.append(("log of QEMU and the guest's console", value.log()))
     return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> sharing.Scheduling:
+    """For pytest -n."""
+    return sharing.Scheduling(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes hands over what it measured."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["measurements"] = session.config.stash[_measurements_key]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Take it over."""
+    node.config.stash[_measurements_key].extend(getattr(node, "workeroutput", {}).get("measurements", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -66,6 +66,6 @@ def message(packets: list[Packet], name: str) -> Packet:
     return next(packet for packet in packets if kind(packet) == name)
 
 
-def options(packet: Packet) -> dict[str, Any]:
+def options(packet: Packet) -> dict[str | int, Any]:
     """DHCP's options, named by scapy."""
     return dict(option[:2] for option in packet[DHCP].options if isinstance(option, tuple))

@@ -252,11 +252,9 @@ def process(command: list[str], ready: bytes, timeout_s: float = 10.0) -> Iterat
 def guest_service(guest: Guest, listening_port: int, command: str) -> Iterator[None]:
     """Run a server in the guest, from when it listens at the port until the end of the block."""
     process_id = guest.check(f"setsid {command} </dev/null >/dev/null 2>/tmp/service & echo $!").strip()
+    listens = f"ss -Hlntu 'sport = :{listening_port}' | grep -q ."
     try:
-        guest.check(
-            f"for _ in $(seq 100); do ss -Hlntu 'sport = :{listening_port}' | grep -q . && exit; sleep 0.1; done;"
-            " cat /tmp/service; exit 1"
-        )
+        guest.check(f"for _ in $(seq 100); do {listens} && exit; sleep 0.1; done; cat /tmp/service; exit 1")
         yield
     finally:
-        guest.check(f"kill -- -{process_id}")
+        guest.check(f"kill -- -{process_id}; for _ in $(seq 100); do {listens} || exit 0; sleep 0.1; done; exit 1")

@@ -55,6 +55,7 @@ def _is_answered(guest: RawGuest) -> bool:
     return False
 
 
+@pytest.mark.alone
 def test_ready_within_a_second_and_small_at_rest(
     topology: Topology, own_directory: Path, measurements: list[str]
 ) -> None:

@@ -12,6 +12,8 @@ from tests.bench.cells import Direction
 from tests.bench.programs import Running
 from tests.integration.topology import Topology
 
+pytestmark = pytest.mark.alone
+
 IDLE, IDLE_SECONDS = 1000, 2.0
 RESIDENT_LIMIT_KIB = 25.0
 IDLE_CPU_LIMIT = 0.01

@@ -78,7 +78,7 @@ class Namespace:
         """Create it. Inside `ip netns exec`, /etc/resolv.conf has the text given."""
         self.name = name
         self._etc = Path("/etc/netns", name)
-        self._etc.mkdir(parents=True)
+        _make(self._etc)
         (self._etc / "resolv.conf").write_text(resolv_conf)
         run("ip", "netns", "add", name)
         self._descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -267,6 +267,13 @@ def run(*command: str) -> str:
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}: status {result.returncode}: {result.stderr.strip()}")
     return result.stdout
+
+
+def _make(directory: Path) -> None:
+    """With its parent, which another run may remove meanwhile."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return directory.mkdir(parents=True)
 
 
 def _remove(name: str) -> None:

@@ -11,10 +11,12 @@ import sys
 import pytest
 
 LOOK = """
+import os
 from trio_passt.host.netlink import read_host_network
 from trio_passt.host.network import choose
 
-found = choose(*read_host_network())
+name = os.environ.get("INTERFACE")
+found = choose(*read_host_network(), interface_ipv4=name, interface_ipv6=name)
 for guest in (found.ipv4, found.ipv6):
     print(guest and f"{guest.address}/{guest.prefix_length} by {guest.gateway} as {guest.interface}")
 print("; ".join(found.notes))
@@ -31,6 +33,13 @@ ip link set tun0 up
 """
 V4 = "ip addr add 192.0.2.2/24 dev host0; ip route add default via 192.0.2.1"
 V6 = "ip addr add 2001:db8::2/64 dev host0 nodad; ip route add default via fe80::1 dev host0"
+NAMED = "export INTERFACE={}\n"
+TWO_ROUTES = (
+    VETH + "ip addr add 192.0.2.2/24 dev host0; ip addr add 198.51.100.2/24 dev far0;"
+    "ip addr add 2001:db8::2/64 dev far0 nodad;"
+    "ip route add default via 192.0.2.1 metric 1; ip route add default via 198.51.100.1 metric 100;"
+    "ip -6 route add default via fe80::1 dev far0"
+)
 LOCAL_4 = "169.254.2.1/16 by 169.254.2.2 as None"
 LOCAL_6 = "fe80::2/64 by fe80::1 as None"
 
@@ -112,6 +121,29 @@ CASES = {
         "192.0.2.2/24 by 192.0.2.1 as host0",
         "None",
     ),
+    "named interface beside a better route": (
+        NAMED.format("far0") + TWO_ROUTES,
+        "198.51.100.2/24 by 198.51.100.1 as far0",
+        "2001:db8::2/64 by fe80::1 as far0",
+    ),
+    "named interface without a default route": (
+        NAMED.format("far0") + VETH + "ip addr add 192.0.2.2/24 dev host0; ip route add default via 192.0.2.1;"
+        "ip addr add 198.51.100.2/24 dev far0; ip addr add 2001:db8::2/64 dev far0 nodad",
+        "198.51.100.2/24 by 198.51.100.1 as far0",
+        "2001:db8::2/64 by fe80::9855:9aff:fe55:9a55 as far0",
+    ),
+    "named tun beside the default route": (
+        NAMED.format("tun0") + VETH + V4 + TUN + "ip addr add 198.51.100.1 peer 203.0.113.9 dev tun0",
+        "198.51.100.1/32 by 203.0.113.9 as tun0",
+        "None",
+    ),
+    "named interface with one path of a route": (
+        NAMED.format("far0") + VETH + "ip addr add 192.0.2.2/24 dev host0; ip addr add 198.51.100.2/24 dev far0;"
+        "ip route add default nexthop via 192.0.2.1 nexthop via 198.51.100.1",
+        "198.51.100.2/24 by 198.51.100.1 as far0",
+        "None",
+    ),
+    "named interface without any address": (NAMED.format("far0") + VETH + V4, LOCAL_4, LOCAL_6),
     "deprecated address": (
         VETH + "ip addr add 2001:db8::bad/64 dev host0 nodad preferred_lft 0;" + V6,
         "None",

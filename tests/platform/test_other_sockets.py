@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from trio_passt.config import PortForward, Protocol
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.listeners import PortListeners, UdpPort
 
@@ -102,7 +103,8 @@ def port_and_client(family: socket.AddressFamily, address: str) -> Iterator[tupl
         client.settimeout(5)
         listeners = PortListeners.bind([])
         try:
-            yield UdpPort(served, 0, listeners), client
+            port = served.getsockname()[1]
+            yield UdpPort(served, PortForward(Protocol.UDP, port, port, 80), port, listeners), client
         finally:
             listeners.close()
 

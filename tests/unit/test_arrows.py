@@ -18,6 +18,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"daemon"},
+    {"status"},
     {"dispatch"},
     {"responder"},
     {"tcp", "udp", "icmp", "services"},
@@ -44,6 +45,7 @@ PURE_TCP_FILES = (
     "keepalive",
     "riding",
     "rtt",
+    "states",
     "timeouts",
 )
 WORLD = {

@@ -19,7 +19,7 @@ from harness.waiting import eventually
 from scapy.layers.l2 import ARP, Ether
 
 from trio_passt import daemon
-from trio_passt.config import Attachment, Config, PortForward, Protocol
+from trio_passt.config import Attachment, Config, Outbound, PortForward, Protocol, RunAs, Transports
 from trio_passt.daemon import Current, Serving
 from trio_passt.errors import StartupError
 from trio_passt.host.listeners import PortListeners
@@ -73,7 +73,7 @@ async def test_unknown_guest_is_asked_who_it_is(tmp_path: Path) -> None:
 async def test_forwarded_port(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    forward = PortForward(Protocol.TCP, port, 80, IPv4Address("127.0.0.1"))
+    forward = PortForward(Protocol.TCP, port, port, 80, IPv4Address("127.0.0.1"))
     async with running(at_path(tmp_path, forwards=(forward,))) as daemon_:
         early = socket.create_connection(("127.0.0.1", port))
         early.setblocking(False)
@@ -172,7 +172,7 @@ async def test_traffic_at_a_forwarded_port_while_guests_come_and_go(tmp_path: Pa
     with socket.socket(socket.AF_INET, kind) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    forward = PortForward(protocol, port, 80, IPv4Address("127.0.0.1"))
+    forward = PortForward(protocol, port, port, 80, IPv4Address("127.0.0.1"))
     async with running(at_path(tmp_path, forwards=(forward,))) as daemon_:
         assert daemon_.path is not None
         for _ in range(60):
@@ -271,21 +271,37 @@ async def test_capture(tmp_path: Path) -> None:
     assert all(frame in captured for frame in frames)
 
 
-@pytest.mark.parametrize("broken", ["port", "pcap", "path", "fd"])
+@pytest.mark.parametrize("broken", ["port", "pcap", "path", "fd", "way out"])
 async def test_what_was_opened_is_closed_when_something_else_cannot_be(tmp_path: Path, broken: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = {
-            "port": at_path(tmp_path, forwards=(PortForward(Protocol.TCP, port, 80),)),
+            "port": at_path(tmp_path, forwards=(PortForward(Protocol.TCP, port, port, 80),)),
             "pcap": at_path(tmp_path, pcap=tmp_path / "no such directory" / "x.pcap"),
             "path": evolve(CONFIG, attachment=Attachment(socket_path=tmp_path / "no such directory" / "x.socket")),
             "fd": evolve(CONFIG, attachment=Attachment(fd=taken.fileno())),
+            "way out": at_path(tmp_path, outbound=Outbound(ipv4_interface="gone0")),
         }[broken]
         before = set(os.listdir("/proc/self/fd"))
         with pytest.raises(StartupError):
             await daemon.run(config, on_ready=_must_not_be_called)
         assert set(os.listdir("/proc/self/fd")) == before
     assert not (tmp_path / "guest.socket").exists()
+
+
+@pytest.mark.parametrize("icmp", [True, False])
+async def test_permission_for_pings_is_of_interest_only_if_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, icmp: bool
+) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr(daemon, "check_ping_permission", lambda: asked.append(None))
+
+    def end(_path: Path | None, _forwards: object) -> None:
+        raise StartupError("that is enough")
+
+    with pytest.raises(StartupError, match="enough"):
+        await daemon.run(at_path(tmp_path, network=evolve(network(), transports=Transports(icmp=icmp))), on_ready=end)
+    assert len(asked) == icmp
 
 
 def _must_not_be_called(_path: Path | None, _forwards: object) -> None:
@@ -321,3 +337,49 @@ def test_descriptor_limit_is_raised_to_what_is_allowed(monkeypatch: pytest.Monke
     monkeypatch.setattr(resource, "setrlimit", lambda _which, limits: raised.append(limits))
     daemon.raise_descriptor_limit()
     assert raised == [(50_000, 50_000)]
+
+
+async def test_all_is_open_when_privileges_may_be_given_up(tmp_path: Path) -> None:
+    """The socket's file is the next user's by then, and nobody has been told that it is there."""
+    done: list[str] = []
+    user = RunAs(os.geteuid(), os.getegid())
+    if os.geteuid() == 0:
+        user = RunAs(61124, 61125)
+
+    def on_open() -> None:
+        status = os.stat(tmp_path / "guest.socket")
+        assert (status.st_uid, status.st_gid) == (user.uid, user.gid)
+        done.append("open")
+
+    def on_ready(_path: Path | None, _forwards: object) -> None:
+        done.append("ready")
+        signal.raise_signal(signal.SIGTERM)
+
+    await daemon.run(at_path(tmp_path, run_as=user), on_open=on_open, on_ready=on_ready)
+    assert done == ["open", "ready"]
+
+
+async def test_a_socket_that_is_somebody_elses_stays(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.bind(str(tmp_path / "door"))
+        door.listen()
+        config = evolve(CONFIG, attachment=Attachment(listen_fd=os.dup(door.fileno())), run_as=RunAs(61124, 61125))
+        async with running(config) as daemon_:
+            assert daemon_.path == tmp_path / "door"
+            guest = StreamGuest.at(daemon_.path)
+            await guest.frame()
+            guest.leaves()
+        assert os.stat(tmp_path / "door").st_uid == os.geteuid()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late:
+            late.connect(str(tmp_path / "door"))
+
+
+def test_hanging_up_on_a_program_of_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert daemon.end_signals() == list(daemon.END_SIGNALS)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert daemon.end_signals() == [number for number in daemon.END_SIGNALS if number != signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -22,8 +22,8 @@ from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6ND_RS, ICMPv6NDOptPrefixInfo, 
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from trio_passt.config import Attachment, Config, PortForward, Protocol, Wishes
-from trio_passt.daemon import END_SIGNALS
+from trio_passt.config import Attachment, Binding, Config, PortForward, Protocol, Wishes
+from trio_passt.daemon import END_SIGNALS, STATUS_SIGNAL
 from trio_passt.host import follow
 from trio_passt.host.guest_network import decide
 from trio_passt.host.network import LOCAL_IPV4, LOCAL_IPV6, Host
@@ -343,7 +343,7 @@ class TestOnlineLater:
         with socket.socket(socket.AF_INET6, kind) as free:
             free.bind(("::1", 0))
             port = free.getsockname()[1]
-        forwards = (PortForward(protocol, port, 80),)
+        forwards = (PortForward(protocol, port, port, 80),)
         async with daemon_on(changing, HOME_4, tmp_path, forwards=forwards) as daemon:
             guest = await arrived(daemon)
             with pytest.raises(ConnectionRefusedError):
@@ -361,18 +361,34 @@ class TestOnlineLater:
                     assert (packet[IPv6].dst, bytes(packet[UDP].payload)) == (V6.guest, b"hello")
             guest.leaves()
 
+    async def test_the_status_tells_of_ports_that_are_open_since(
+        self, changing: ChangingHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "trio_passt")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            forwards = (PortForward(Protocol.TCP, port, port, port, binding=Binding.WANTED),)
+            async with daemon_on(changing, HOME_4, tmp_path, forwards=forwards) as daemon:
+                guest = await arrived(daemon)
+                changing.becomes(HOME)
+                assert await router(guest) == (V6.gateway, 1800)
+                signal.raise_signal(STATUS_SIGNAL)
+                await eventually(lambda: f"forwarded: TCP {port}\n" in caplog.text or None, "the port")
+                guest.leaves()
+
     async def test_port_that_cannot_be_bound_then_does_not_end_the_daemon(
         self, changing: ChangingHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
             port = taken.getsockname()[1]
-            forwards = (PortForward(Protocol.TCP, port, 80),)
+            forwards = (PortForward(Protocol.TCP, port, port, 80),)
             async with daemon_on(changing, HOME_4, tmp_path, forwards=forwards) as daemon:
                 guest = await arrived(daemon)
                 changing.becomes(HOME)
                 assert await router(guest) == (V6.gateway, 1800)
                 guest.leaves()
-        assert f"can't forward TCP port {port} of ::: Address already in use, going on without it" in caplog.text
+        assert f"can't forward TCP port {port} of ::: Address already in use by " in caplog.text
+        assert ", going on without it" in caplog.text
 
 
 class TestFarewell:

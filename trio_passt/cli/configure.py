@@ -1,9 +1,12 @@
 """Options and the host's network → `Config`: everything is decided here, nothing is asked any more."""
 
+from collections.abc import Sequence
+
 from attrs import evolve, frozen
 
-from trio_passt.cli.options import MINIMUM_IPV6_MTU_BYTES, Options
-from trio_passt.config import Config
+from trio_passt.cli.option_table import MINIMUM_IPV6_MTU_BYTES
+from trio_passt.cli.options import Options
+from trio_passt.config import Binding, Config, PortForward, Protocol, Transports, Wishes
 from trio_passt.errors import StartupError
 from trio_passt.host.guest_network import decide
 from trio_passt.host.network import Host
@@ -27,16 +30,51 @@ def configure(options: Options, host: Host) -> Configured:
         wishes = evolve(wishes, ipv6=False)
     if not (wishes.ipv4 or wishes.ipv6):
         raise StartupError("neither IPv4 nor IPv6 is left for the guest")
+    _require_interfaces(wishes, host)
     decision = decide(wishes, host)
+    forwards, left_out = _translated(options.forwards, wishes.transports)
     config = Config(
         decision.network,
         options.attachment,
-        options.forwards,
+        forwards,
         one_off=options.one_off,
         foreground=options.foreground,
         pcap=options.pcap,
         pid_file=options.pid_file,
         log_level=options.log_level,
         wishes=wishes,
+        outbound=options.outbound,
+        freebind=options.freebind,
+        log_file=options.log_file,
+        log_size_bytes=options.log_size_bytes,
+        run_as=options.run_as,
     )
-    return Configured(config, tuple(warnings), decision.notes)
+    return Configured(config, tuple(warnings), decision.notes + left_out)
+
+
+def _require_interfaces(wishes: Wishes, host: Host) -> None:
+    """Those that are named have to be there at start; one that is down, or has no address yet, may be up later."""
+    named = [
+        name for name, is_on in ((wishes.interface_ipv4, wishes.ipv4), (wishes.interface_ipv6, wishes.ipv6)) if is_on
+    ]
+    links = {link.name: link for link in host.links}
+    for name in filter(None, named):
+        if name not in links:
+            known = ", ".join(link.name for link in host.links if not link.loopback) or "none"
+            raise StartupError(f"this host has no interface '{name}' (it has: {known})")
+        if links[name].loopback:
+            raise StartupError(f"a guest can't have the network of '{name}', which is the loopback interface")
+
+
+def _translated(
+    forwards: Sequence[PortForward], transports: Transports
+) -> tuple[tuple[PortForward, ...], tuple[str, ...]]:
+    """The forwards of transports that are on, and what is to be said about others."""
+    off = {protocol for protocol in Protocol if not getattr(transports, protocol.value)}
+    named = {forward.protocol for forward in forwards if forward.binding is not Binding.WANTED}
+    notes = (
+        f"--no-{protocol.value}: {protocol.name} ports are not forwarded"
+        for protocol in Protocol
+        if protocol in off & named
+    )
+    return tuple(forward for forward in forwards if forward.protocol not in off), tuple(notes)

@@ -31,6 +31,14 @@ class Option:
 
 
 @frozen
+class Section:
+    """Options that belong together, under one title of the help and of the manual page."""
+
+    title: str
+    options: tuple[Option, ...]
+
+
+@frozen
 class Given:
     """An option as it was given: `value` is `None` exactly when the option takes no argument."""
 

@@ -3,8 +3,10 @@
 import re
 from ipaddress import IPv4Address, IPv6Address
 
+from trio_passt.cli.addresses import NONE, is_interfaces
 from trio_passt.cli.values import address, invalid
 from trio_passt.config import MAX_NAME_CHARACTERS, NetworkBoot
+from trio_passt.host.resolv import is_domain
 
 _BOOT_FILE_CHARACTERS, _BOOT_SERVER_CHARACTERS = 127, 63
 """What the fields of a DHCP message hold (RFC 2131 section 2), less the zero at their end."""
@@ -28,7 +30,7 @@ def dns_address(option: str, value: str) -> IPv4Address | IPv6Address:
     if given is None:
         raise invalid(option, value, "an IPv4 or IPv6 address is expected")
     is_loopback_for_guest = option == "--dns-forward" and given.is_loopback
-    if not _is_somebodys(given) or is_loopback_for_guest:
+    if not is_interfaces(given) or is_loopback_for_guest:
         raise invalid(option, value, "no nameserver can have this address" + " for a guest" * is_loopback_for_guest)
     return given
 
@@ -43,13 +45,24 @@ def network_boot(option: str, value: str) -> NetworkBoot:
         if not (text.isascii() and text.isprintable()) or len(text) > limit:
             raise invalid(option, value, f"'{text}' is more than {limit} characters, or not all printable ASCII")
     server = address(server_text) if has_address else None
-    if has_address and not (isinstance(server, IPv4Address) and _is_somebodys(server) and not server.is_loopback):
+    if has_address and not (isinstance(server, IPv4Address) and is_interfaces(server) and not server.is_loopback):
         raise invalid(option, value, f"'{server_text}' is not the IPv4 address of a server")
     return NetworkBoot(file, name, server if isinstance(server, IPv4Address) else None)
 
 
-def _is_somebodys(given: IPv4Address | IPv6Address) -> bool:
-    """Whether an interface may have this address; an IPv6 form of an IPv4 address is no interface's."""
-    if given.is_unspecified or given.is_multicast:
-        return False
-    return given.ipv4_mapped is None if isinstance(given, IPv6Address) else given != IPv4Address("255.255.255.255")
+def dns_server(option: str, value: str) -> IPv4Address | IPv6Address | None:
+    """The address of a nameserver of the host's, which may be the host itself; `None` for the word "none"."""
+    return None if value == NONE else dns_address(option, value)
+
+
+def search_list(option: str, value: str) -> tuple[str, ...]:
+    """Domains, separated by blanks; none for the word "none" (one that is called so is written "none.")."""
+    if value == NONE:
+        return ()
+    names = tuple(word.removesuffix(".") for word in value.split())
+    for name in names:
+        if not is_domain(name):
+            raise invalid(option, value, f"'{name}' is not a domain name")
+    if not names:
+        raise invalid(option, value, "a list of domains is expected, or 'none'")
+    return names

@@ -1,4 +1,4 @@
-"""Logging: to standard error, and to the system's log once that is gone.
+"""Logging: to standard error, and to the system's log once that is gone; or to a file.
 
 Whatever the destination does (a full disk, a closed pipe, one that nobody reads, no syslog) is no reason for
 the daemon to fail or to wait: a record that can't be written now is lost.
@@ -19,7 +19,12 @@ from trio_passt.config import LogLevel
 LOGGER = "trio_passt"
 SYSLOG_SOCKET = "/dev/log"
 STDERR = 2
-_LEVELS = {LogLevel.QUIET: logging.WARNING, LogLevel.INFO: logging.INFO, LogLevel.DEBUG: logging.DEBUG}
+_LEVELS = {
+    LogLevel.QUIET: logging.WARNING,
+    LogLevel.INFO: logging.INFO,
+    LogLevel.DEBUG: logging.DEBUG,
+    LogLevel.TRACE: logging.DEBUG,
+}
 _SYSLOG_DAEMON = 3 << 3
 """LOG_DAEMON of syslog(3)."""
 
@@ -27,11 +32,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Prefix(Enum):
-    """What stands before a message: nothing, the program's name, or seconds since the start and the module."""
+    """What stands before a message.
+
+    Nothing; the program's name; seconds since the start, and the module; local time, process ID, level, and the module.
+    """
 
     NONE = "none"
     PROGRAM = "program"
     TIME = "time"
+    DATE = "date"
 
 
 class OneLine(logging.Formatter):
@@ -55,7 +64,11 @@ class OneLine(logging.Formatter):
             case Prefix.PROGRAM:
                 return f"{PROGRAM}: "
             case Prefix.TIME:
-                return f"{record.relativeCreated / 1000:9.4f} {record.name.removeprefix(LOGGER + '.')}: "
+                return f"{record.relativeCreated / 1000:9.4f} {_module(record)}: "
+            case Prefix.DATE:
+                stamp = time.strftime("%F %T", time.localtime(record.created))
+                level = record.levelname.lower()
+                return f"{stamp}.{int(record.msecs):03} [{os.getpid()}] {level}: {_module(record)}: "
 
 
 class StandardError(logging.Handler):
@@ -70,6 +83,7 @@ class Syslog(logging.Handler):
     """Datagrams to /dev/log (RFC 3164's local form), without ever waiting for its reader."""
 
     def __init__(self, path: str) -> None:
+        """Raises OSError if there is no descriptor to be had: make it while there are some."""
         super().__init__()
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -90,13 +104,22 @@ class Syslog(logging.Handler):
 
 def log_to_stderr(level: LogLevel) -> None:
     """Everything of `level` and above to standard error; `--debug` shows time and module."""
-    _use(StandardError(), OneLine(Prefix.TIME if level is LogLevel.DEBUG else Prefix.PROGRAM))
+    prefix = Prefix.TIME if level in (LogLevel.DEBUG, LogLevel.TRACE) else Prefix.PROGRAM
+    _use(_formatted(StandardError(), prefix))
     logging.getLogger(LOGGER).setLevel(_LEVELS[level])
 
 
-def log_to_syslog() -> None:
+def log_to_syslog(syslog: Syslog) -> None:
     """From now on to the system's log, and no longer to standard error."""
-    _use(Syslog(SYSLOG_SOCKET), OneLine(Prefix.NONE))
+    _use(_formatted(syslog, Prefix.NONE))
+
+
+def log_to_file(file: logging.Handler, *, errors_to_stderr: bool) -> None:
+    """From now on to a file; as long as somebody waits for the start, its errors to standard error, too."""
+    handlers = [_formatted(file, Prefix.DATE)]
+    if errors_to_stderr:
+        handlers.append(_formatted(StandardError(logging.ERROR), Prefix.PROGRAM))
+    _use(*handlers)
 
 
 def write_to_stderr(text: str, timeout_s: float = 1.0) -> None:
@@ -117,14 +140,21 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def _use(handler: logging.Handler, formatter: logging.Formatter) -> None:
-    handler.setFormatter(formatter)
+def _use(*handlers: logging.Handler) -> None:
     logger = logging.getLogger(LOGGER)
-    for old in list(logger.handlers):
-        logger.removeHandler(old)
+    for old in [handler for handler in logger.handlers if handler not in handlers]:
         old.close()
-    logger.addHandler(handler)
+    logger.handlers[:] = handlers
     logger.propagate = False
+
+
+def _formatted(handler: logging.Handler, prefix: Prefix) -> logging.Handler:
+    handler.setFormatter(OneLine(prefix))
+    return handler
+
+
+def _module(record: logging.LogRecord) -> str:
+    return record.name.removeprefix(LOGGER + ".")
 
 
 def _syslog_severity(level: int) -> int:

@@ -1,32 +1,44 @@
 """The program: argv → exit status.
 
 The order matters.  What can be wrong in argv is found before anything else; the fork comes before Trio; the
-configuration is complete before the daemon runs; and what says "ready" to the outside (message, PID file, the
-parent's exit) comes when the daemon says so.  Heavy modules are imported where they are first needed, so that
-`--help` is quick.
+configuration is complete before the daemon runs; all that takes privileges is open before they are given up; and
+what says "ready" to the outside (message, service manager, the parent's exit) comes when the daemon says so.  Heavy
+modules are imported where they are first needed, so that `--help` is quick.
 """
 
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from trio_passt import __version__
-from trio_passt.cli import background
+from trio_passt.cli import background, privileges, service_manager
 from trio_passt.cli.configure import Configured, configure
-from trio_passt.cli.log import log_to_stderr, log_to_syslog, one_line, write_to_stderr
+from trio_passt.cli.log import (
+    SYSLOG_SOCKET,
+    Syslog,
+    log_to_file,
+    log_to_stderr,
+    log_to_syslog,
+    one_line,
+    write_to_stderr,
+)
+from trio_passt.cli.log_file import LogFile
 from trio_passt.cli.messages import PROGRAM, help_text, startup_message, version_text
-from trio_passt.cli.options import OPTIONS, Options, Show, parse_options
+from trio_passt.cli.option_table import SECTIONS
+from trio_passt.cli.options import Options, Show, parse_options
 from trio_passt.cli.pid_file import PidFile
 from trio_passt.cli.values import UsageError
 from trio_passt.config import Config, LogLevel, PortForward
 from trio_passt.errors import StartupError
+from trio_passt.host.ephemeral import ephemeral_ports
 from trio_passt.host.network import Host
 
 if TYPE_CHECKING:
@@ -36,11 +48,29 @@ _log = logging.getLogger(__name__)
 
 
 class Run(Protocol):
-    """`trio_passt.daemon.run`: returns at the daemon's orderly end, calls `on_ready` once everything is bound."""
+    """`trio_passt.daemon.run`: returns at the daemon's orderly end.
+
+    It calls `on_open` once everything is open that privileges may be needed for, then `on_ready`.
+    """
 
     async def __call__(
-        self, config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None], watch: "HostWatch"
+        self,
+        config: Config,
+        *,
+        on_open: Callable[[], None],
+        on_ready: Callable[[Path | None, Sequence[PortForward]], None],
+        watch: "HostWatch",
     ) -> None: ...
+
+
+@frozen
+class _Surroundings:
+    """Who waits for the daemon, and where its log goes, then and later."""
+
+    child: background.Child | None
+    notifier: service_manager.Notifier
+    log_file: LogFile | None
+    syslog: Syslog | None
 
 
 def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
@@ -49,19 +79,27 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
     Returns the exit status: 0 for a daemon that was ready and ended in order (or that is ready, in the
     background), 1 for everything that went wrong, with one line on standard error that says what.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for the status, and would kill us until the daemon listens
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # or NumPy reserves memory for a thread per CPU
-    background.fill_standard_descriptors()
     try:
-        options = parse_options(sys.argv[1:] if argv is None else argv, _working_directory())
+        background.fill_standard_descriptors()
+    except OSError as error:
+        write_to_stderr(f"{PROGRAM}: can't open {os.devnull}: {error.strerror}\n")
+        return 1
+    background.reset_inherited()
+    try:
+        options = parse_options(sys.argv[1:] if argv is None else argv, _working_directory(), ephemeral_ports())
+        if isinstance(options, Show):
+            return _print(help_text(SECTIONS) if options is Show.HELP else version_text(__version__))
+        options = _attached(options)
     except UsageError as error:
         write_to_stderr(one_line(f"{PROGRAM}: {error}") + "\n")
         return 1
-    if isinstance(options, Show):
-        return _print(help_text(OPTIONS) if options is Show.HELP else version_text(__version__))
+    notifier = service_manager.Notifier(os.environ)
     if options.foreground:
-        return _run(options, None, run)
-    side = background.fork(options.attachment.fd)
-    return side if isinstance(side, int) else _run(options, side, run)
+        return _run(options, None, notifier, run)
+    side = background.fork(_inherited_fd(options))
+    return side if isinstance(side, int) else _run(options, side, notifier, run)
 
 
 def discover() -> Host:
@@ -71,6 +109,27 @@ def discover() -> Host:
     return discovery.discover()
 
 
+def _attached(options: Options) -> Options:
+    """`options` with what was passed by a service manager.
+
+    That a descriptor is not there is found out here, before its number is another's.
+    """
+    fd = service_manager.inherited(os.environ)
+    if fd is not None:
+        return service_manager.attached(options, fd)
+    if options.attachment.fd is not None:
+        try:
+            os.fstat(options.attachment.fd)
+        except OSError as error:
+            raise UsageError(f"descriptor {options.attachment.fd}: {error.strerror}") from error
+    return options
+
+
+def _inherited_fd(options: Options) -> int | None:
+    attachment = options.attachment
+    return attachment.listen_fd if attachment.fd is None else attachment.fd
+
+
 def _watch() -> "HostWatch":
     from trio_passt.host.discovery import RESOLV_CONF
     from trio_passt.host.watch import HostWatch
@@ -78,13 +137,17 @@ def _watch() -> "HostWatch":
     return HostWatch(RESOLV_CONF)
 
 
-def _run(options: Options, child: background.Child | None, run: Run | None) -> int:
+def _run(options: Options, child: background.Child | None, notifier: service_manager.Notifier, run: Run | None) -> int:
     log_to_stderr(options.log_level)
     try:
+        log_file = _open_log(options)
+        syslog = Syslog(SYSLOG_SOCKET) if child is not None and log_file is None else None
+        user = privileges.next_user(options.run_as)
         with _watch() as watch:
-            configured = configure(options, discover())
-            _log_circumstances(configured)
-            _run_daemon(configured.config, child, run, watch)
+            configured = configure(options, discover() if user is None else privileges.discover_as(user))
+            config = evolve(configured.config, run_as=user)
+            _log_circumstances(config, configured)
+            _run_daemon(config, _Surroundings(child, notifier, log_file, syslog), run, watch)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -97,24 +160,55 @@ def _run(options: Options, child: background.Child | None, run: Run | None) -> i
     return 0
 
 
-def _run_daemon(config: Config, child: background.Child | None, run: Run | None, watch: "HostWatch") -> None:
+def _open_log(options: Options) -> LogFile | None:
+    """The log file, which has the log from now on."""
+    if options.log_file is None:
+        return None
+    log_file = LogFile(options.log_file, options.log_size_bytes)
+    log_to_file(log_file, errors_to_stderr=True)
+    return log_file
+
+
+def _run_daemon(config: Config, surroundings: _Surroundings, run: Run | None, watch: "HostWatch") -> None:
     import trio
 
     run = run or _real_daemon()
     with ExitStack() as at_the_end:
 
-        def on_ready(socket_path: Path | None, forwards: Sequence[PortForward]) -> None:
+        def on_open() -> None:
             if config.pid_file is not None:
                 at_the_end.callback(PidFile(config.pid_file).remove)
+            if config.run_as is not None:
+                privileges.become(config.run_as)
+
+        def on_ready(socket_path: Path | None, forwards: Sequence[PortForward]) -> None:
             if config.log_level is not LogLevel.QUIET:
                 bound = evolve(config, forwards=tuple(forwards))
-                write_to_stderr(startup_message(bound, socket_path, os.uname().machine))
-            if child is not None:
-                log_to_syslog()
-                child.detach(keep_fd=config.attachment.fd)
-                child.report_ready()
+                _say(startup_message(bound, socket_path, os.uname().machine), surroundings)
+            _leave_the_caller(config, surroundings)
+            surroundings.notifier.ready(socket_path, os.getpid() if surroundings.child is not None else None)
+            at_the_end.callback(surroundings.notifier.stopping)
 
-        trio.run(functools.partial(run, config, on_ready=on_ready, watch=watch))
+        trio.run(functools.partial(run, config, on_open=on_open, on_ready=on_ready, watch=watch))
+
+
+def _leave_the_caller(config: Config, surroundings: _Surroundings) -> None:
+    """What is to be said goes to its place for the time to come, and who waits for the start waits no longer."""
+    child = surroundings.child
+    if surroundings.log_file is not None:
+        log_to_file(surroundings.log_file, errors_to_stderr=False)
+    elif surroundings.syslog is not None:
+        log_to_syslog(surroundings.syslog)
+    if child is not None:
+        child.detach(keep_fd=config.attachment.fd)
+        child.report_ready()
+
+
+def _say(message: str, surroundings: _Surroundings) -> None:
+    write_to_stderr(message)
+    if surroundings.log_file is not None:
+        for line in message.splitlines():
+            _log.info("%s", line)
 
 
 def _real_daemon() -> Run:
@@ -123,14 +217,17 @@ def _real_daemon() -> Run:
     return daemon.run
 
 
-def _log_circumstances(configured: Configured) -> None:
-    if _is_real_root():
+def _log_circumstances(config: Config, configured: Configured) -> None:
+    if config.run_as is not None and config.run_as.uid != 0:
+        _log.debug("going on as user %d, group %d when all is open", config.run_as.uid, config.run_as.gid)
+    elif privileges.is_real_root():
         _log.warning("running as root, where an ordinary user would do")
     for warning in configured.warnings:
         _log.warning("%s", warning)
     for note in configured.notes:
         _log.info("%s", note)
-    _log.debug("%r", configured.config)
+    for line in str(config).splitlines():
+        _log.debug("%s", line)
 
 
 def _startup_errors(error: BaseException) -> list[StartupError]:
@@ -149,15 +246,6 @@ def _working_directory() -> Path:
         return Path.cwd()
     except FileNotFoundError:
         return Path("/")
-
-
-def _is_real_root() -> bool:
-    """Root of a user namespace of one's own is an ordinary user."""
-    if os.geteuid() != 0:
-        return False
-    with suppress(OSError):
-        return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
-    return True
 
 
 def _print(text: str) -> int:

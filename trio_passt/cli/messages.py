@@ -3,30 +3,32 @@
 import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
-from itertools import groupby
+from ipaddress import IPv4Network
 from pathlib import Path
 
-from trio_passt.cli.getopt import Option
-from trio_passt.config import Config, GuestNetwork, PortForward, Protocol
+from trio_passt.cli.getopt import Option, Section
+from trio_passt.cli.ports import Where
+from trio_passt.config import Config, GuestNetwork, Outbound, PortForward, Protocol
+from trio_passt.host import port_ranges
 
 PROGRAM = "trio-passt"
 _WIDTH = 80
 _HELP_COLUMN = 26
+_MOST_RANGES = 16
 
 
-def help_text(options: Sequence[Option]) -> str:
+def help_text(sections: Sequence[Section]) -> str:
     """The `--help` page: usage and one paragraph an option."""
     lines = [
         f"Usage: {PROGRAM} [OPTION]...",
         "",
         "Connect a QEMU guest to the network from an unprivileged process: the guest",
         "gets the host's own addresses, and its connections become ordinary sockets.",
-        "",
-        "Options:",
     ]
-    for option in options:
-        lines += _help_of(option)
+    for section in sections:
+        lines += ["", f"{section.title}:"]
+        for option in section.options:
+            lines += _help_of(option)
     return "\n".join(lines) + "\n"
 
 
@@ -42,11 +44,11 @@ def startup_message(config: Config, socket_path: Path | None, machine: str) -> s
     is uname's.
     """
     lines = [f"{PROGRAM}: the guest gets"]
-    lines += _indented(_network(config.network))
+    lines += _indented([*_network(config.network), *_outbound(config.outbound), *_off(config.network)])
     lines += ["Ports of this host that are forwarded to the guest"]
     lines += _indented(_forwards(config.forwards) or ["none"])
     lines += ["Addresses at which the guest reaches this host"]
-    lines += _indented(_mapped(config.network))
+    lines += _indented(_mapped(config.network) or ["none"])
     if socket_path is not None:
         lines += ["Start the guest with", f"    {_qemu(socket_path, machine)}"]
     return "\n".join(lines) + "\n"
@@ -77,9 +79,11 @@ def _network(network: GuestNetwork) -> list[str]:
         lines.append(
             f"IPv4     {ipv4.address}/{ipv4.prefix_length} (mask {mask}), gateway {ipv4.gateway}{_from(ipv4.interface)}"
         )
+        lines += [f"         {other}" for other in ipv4.others]
     if (ipv6 := network.ipv6) is not None:
         address = "its own link-local address" if ipv6.address.is_link_local else f"{ipv6.address}/{ipv6.prefix_length}"
         lines.append(f"IPv6     {address}, gateway {ipv6.gateway}{_from(ipv6.interface)}")
+        lines += [f"         {other}" for other in ipv6.others]
     resolvers = network.resolvers
     lines.append("DNS      " + (", ".join(map(str, [*resolvers.ipv4, *resolvers.ipv6])) or "none"))
     if resolvers.search:
@@ -101,43 +105,75 @@ def _names(network: GuestNetwork) -> list[str]:
     return lines
 
 
+def _outbound(outbound: Outbound) -> list[str]:
+    """Where connections leave, if that was set."""
+    parts = [
+        " ".join([family, *([f"from {address}"] if address else []), *([f"by {interface}"] if interface else [])])
+        for family, address, interface in (
+            ("IPv4", outbound.ipv4_address, outbound.ipv4_interface),
+            ("IPv6", outbound.ipv6_address, outbound.ipv6_interface),
+        )
+        if address or interface
+    ]
+    return [f"Leaving  {', '.join(parts)}"] if parts else []
+
+
+def _off(network: GuestNetwork) -> list[str]:
+    """What does not work, since it was switched off."""
+    services, transports = network.services, network.transports
+    off = [
+        name
+        for name, is_on in (
+            ("TCP", transports.tcp),
+            ("UDP", transports.udp),
+            ("ICMP echo", transports.icmp),
+            ("DHCP", services.dhcp),
+            ("DHCPv6", services.dhcpv6),
+            ("neighbour discovery", services.ndp),
+            ("router advertisements", services.router_advertisements),
+        )
+        if not is_on
+    ]
+    return [f"Off      {', '.join(off)}"] if off else []
+
+
 def _from(interface: str | None) -> str:
     return f" (from {interface})" if interface else " (local mode)"
 
 
 def _forwards(forwards: Sequence[PortForward]) -> list[str]:
-    """One line for each protocol and bound address."""
-    groups: dict[tuple[Protocol, IPv4Address | IPv6Address | None], list[PortForward]] = {}
+    """One line for each protocol, and what is bound of the host; a long one is cut."""
+    groups: dict[tuple[Protocol, str], list[PortForward]] = {}
     for forward in forwards:
-        groups.setdefault((forward.protocol, forward.address), []).append(forward)
-    return [
-        f"{protocol.name:8} {', '.join(joined_ranges(group))}" + (f" on {address}" if address else "")
-        for (protocol, address), group in groups.items()
-    ]
+        groups.setdefault((forward.protocol, str(Where(forward.address, forward.interface))), []).append(forward)
+    lines = []
+    for (protocol, where), group in groups.items():
+        texts = joined_ranges(group)
+        if len(texts) > _MOST_RANGES:
+            texts = [*texts[:_MOST_RANGES], f"and {len(texts) - _MOST_RANGES} others"]
+        lines.append(f"{protocol.name:8} {', '.join(texts)}" + (f" on {where}" if where else ""))
+    return lines
 
 
 def joined_ranges(forwards: Iterable[PortForward]) -> list[str]:
     """Neighbouring ports as ranges: `22`, `8000-8010`, `2222 -> 22`, `8000-8010 -> 9000-9010`."""
-    ordered = sorted(forwards, key=lambda forward: forward.port)
+    joined: list[tuple[int, int, int]] = []
+    for forward in sorted(forwards, key=lambda forward: forward.first):
+        offset = forward.target - forward.first
+        if joined and joined[-1][1:] == (forward.first - 1, offset):
+            joined[-1] = (joined[-1][0], forward.last, offset)
+        else:
+            joined.append((forward.first, forward.last, offset))
     texts = []
-    for _, run in groupby(enumerate(ordered), lambda item: (item[1].port - item[0], item[1].target - item[1].port)):
-        members = [forward for _, forward in run]
-        first, last = members[0], members[-1]
-        source, target = _range(first.port, last.port), _range(first.target, last.target)
+    for first, last, offset in joined:
+        source = port_ranges.text(range(first, last + 1))
+        target = port_ranges.text(range(first + offset, last + offset + 1))
         texts.append(source if source == target else f"{source} -> {target}")
     return texts
 
 
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
-
-
 def _mapped(network: GuestNetwork) -> list[str]:
-    lines = []
-    if network.ipv4 is not None:
-        lines.append(f"{network.ipv4.gateway} -> 127.0.0.1")
-    if network.ipv6 is not None:
-        lines.append(f"{network.ipv6.gateway} -> ::1")
+    lines = [f"{address.seen_by_guest} -> {address.on_host}" for address in network.host_addresses]
     forwards = (f"{forward.seen_by_guest} -> {forward.on_host}" for forward in network.dns_forwards)
     return [*lines, *(f"{line} on ports 53 and 853 (DNS)" for line in forwards if line not in lines)]
 

@@ -1,103 +1,64 @@
 """argv → `Options`: what the user asked for, checked as far as that is possible without looking at the host.
 
-`OPTIONS` is the one table: the scanner, `--help` and the reference read it.  Given twice, the later one of an
-option wins (so that a wrapper's user can overrule it), except `-t` and `-u`, which add up.
+Given twice, the later one of an option wins (so that a wrapper's user can overrule it), except those that may be
+repeated, which add up.
 """
 
 import os
 from collections.abc import Sequence
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from attrs import field, frozen, mutable
 
-from trio_passt.cli.getopt import Given, Option, scan
-from trio_passt.cli.guest import dns_address, domain_name, network_boot
+from trio_passt.cli import addresses
+from trio_passt.cli.getopt import scan
+from trio_passt.cli.guest import dns_address, dns_server, domain_name, network_boot, search_list
+from trio_passt.cli.option_table import (
+    MINIMUM_IPV6_MTU_BYTES,
+    MINIMUM_LOG_SIZE_BYTES,
+    MINIMUM_MTU_BYTES,
+    OPTIONS,
+)
 from trio_passt.cli.ports import follow, parse_ports
+from trio_passt.cli.privileges import run_as
 from trio_passt.cli.values import UsageError, absolute_path, invalid, number
-from trio_passt.config import DEFAULT_MTU_BYTES, Attachment, LogLevel, NetworkBoot, PortForward, Protocol, Wishes
-
-MINIMUM_MTU_BYTES = 68
-"""RFC 791: every internet module must be able to forward a datagram of 68 octets without fragmentation."""
-
-MINIMUM_IPV6_MTU_BYTES = 1280
-"""RFC 8200 section 5: a link with less can't carry IPv6."""
+from trio_passt.config import (
+    DEFAULT_MTU_BYTES,
+    HOST_MAC,
+    LOG_SIZE_BYTES,
+    Attachment,
+    IPAddress,
+    LogLevel,
+    NetworkBoot,
+    Outbound,
+    PortForward,
+    Protocol,
+    RunAs,
+    Services,
+    Transports,
+    WishedAddress,
+    Wishes,
+)
 
 SOCKET_PATH_BYTES = 107
 """sun_path of unix(7), less its terminating NUL."""
 
-OPTIONS = (
-    Option(("foreground",), "f", None, "Don't go into the background."),
-    Option(
-        ("debug",),
-        "d",
-        None,
-        "Log what happens to every flow.",
-    ),
-    Option(("quiet",), "q", None, "No start-up message; log warnings and errors only."),
-    Option(("stderr",), "e", None, "Accepted for compatibility, without effect."),
-    Option(("help",), "h", None, "Print this help and exit."),
-    Option(("version",), None, None, "Print the version and exit."),
-    Option(("pcap",), "p", "FILE", "Capture the guest's frames, both ways, to FILE in pcap format."),
-    Option(("pid",), "P", "FILE", "Write the daemon's process ID to FILE once it is ready; removed at the end."),
-    Option(
-        ("mtu",),
-        "m",
-        "BYTES",
-        f"MTU told to the guest: {MINIMUM_MTU_BYTES} to {DEFAULT_MTU_BYTES}, or 0 to tell it none."
-        f" Below {MINIMUM_IPV6_MTU_BYTES} there is no IPv6. Default: {DEFAULT_MTU_BYTES}.",
-    ),
-    Option(("hostname",), "H", "NAME", "Host name for the guest, told by DHCP."),
-    Option(("fqdn",), None, "NAME", "Fully qualified domain name for the guest, told by DHCP and DHCPv6."),
-    Option(
-        ("dns-forward",),
-        None,
-        "ADDRESS",
-        "What the guest sends to ADDRESS, ports 53 and 853 of TCP and UDP, goes to the host's nameserver (see"
-        " --dns-host). Once for each of IPv4 and IPv6. A nameserver that only the host can reach is told the guest as"
-        " ADDRESS.",
-    ),
-    Option(
-        ("dns-host",),
-        None,
-        "ADDRESS",
-        "The host's nameserver for --dns-forward, and for what the guest asks at its gateway's address. Once for each"
-        " of IPv4 and IPv6. Default: the first one of /etc/resolv.conf.",
-    ),
-    Option(
-        ("dhcp-boot",),
-        None,
-        "FILE[,NAME[,ADDRESS]]",
-        "For a guest that boots from the network: FILE is a path for TFTP or a URL, NAME and ADDRESS are the server's."
-        " Default: no name, and the address at which the guest reaches this host. (Not an option of passt.)",
-    ),
-    Option(("ipv4-only",), "4", None, "The guest gets IPv4 only."),
-    Option(("ipv6-only",), "6", None, "The guest gets IPv6 only."),
-    Option(
-        ("socket", "socket-path"),
-        "s",
-        "PATH",
-        "UNIX socket for QEMU to connect to. Default: the first free one of /tmp/passt_1.socket to _64.",
-    ),
-    Option(("fd",), "F", "FD", "Use the connected socket FD, inherited from the caller; implies --one-off."),
-    Option(("one-off",), "1", None, "Exit when the first guest disconnects."),
-    Option(
-        ("tcp-ports",),
-        "t",
-        "SPEC",
-        "Forward TCP ports of the host to the guest; may be repeated. SPEC is 'none' (default), or a comma-"
-        "separated list of ports (22), ranges (8000-8010), ports with another target in the guest (2222:22,"
-        " 8000-8010:9000-9010) and exclusions (~8005); after ADDRESS/ only that address of the host is bound"
-        " (127.0.0.1/22).",
-    ),
-    Option(
-        ("udp-ports",),
-        "u",
-        "SPEC",
-        "The same for UDP. Default: the host's port numbers given with -t, not translated.",
-    ),
-)
+USUAL_EPHEMERAL_PORTS = range(32768, 61000)
+"""net.ipv4.ip_local_port_range, where nobody has changed it."""
+
+_PER_FAMILY = {
+    "gateway": addresses.unicast_address,
+    "outbound": addresses.source_address,
+    "dns-forward": dns_address,
+    "dns-host": dns_address,
+    "map-host-loopback": addresses.unicast_or_none,
+    "map-guest-addr": addresses.unicast_or_none,
+}
+"""Options that may be given once for each family, and what their values are."""
+
+_OPPOSITES = {"dhcp-dns": "no-dhcp-dns", "dhcp-search": "no-dhcp-search"}
+"""The default's own names, and what they take back."""
 
 
 class Show(Enum):
@@ -119,6 +80,11 @@ class Options:
     log_level: LogLevel = LogLevel.INFO
     wishes: Wishes = field(factory=Wishes)
     forwards: tuple[PortForward, ...] = ()
+    outbound: Outbound = field(factory=Outbound)
+    freebind: bool = False
+    log_file: Path | None = None
+    log_size_bytes: int = LOG_SIZE_BYTES
+    run_as: RunAs | None = None
 
 
 @mutable
@@ -127,19 +93,32 @@ class _Collected:
 
     flags: set[str] = field(factory=set)
     paths: dict[str, Path] = field(factory=dict)
-    fd: int | None = None
-    mtu_bytes: int = DEFAULT_MTU_BYTES
     names: dict[str, str] = field(factory=dict)
-    dns: dict[tuple[str, int], IPv4Address | IPv6Address] = field(factory=dict)
+    per_family: dict[tuple[str, int], IPAddress] = field(factory=dict)
+    fd: int | None = None
+    log_size_bytes: int = LOG_SIZE_BYTES
+    run_as: RunAs | None = None
+    mtu_bytes: int = DEFAULT_MTU_BYTES
+    host_mac: bytes = HOST_MAC
+    addresses: list[WishedAddress] = field(factory=list)
+    netmask_bits: int | None = None
+    dns: list[IPAddress | None] = field(factory=list)
+    search: list[tuple[str, ...]] = field(factory=list)
     boot: NetworkBoot | None = None
     ports: dict[str, list[str]] = field(factory=dict)
 
+    def of_each_family(self, key: str) -> tuple[IPAddress, ...]:
+        """What was given for this option, IPv4 before IPv6."""
+        both = (self.per_family.get((key, version)) for version in (4, 6))
+        return tuple(address for address in both if address is not None)
 
-def parse_options(words: Sequence[str], directory: Path) -> Options | Show:
+
+def parse_options(words: Sequence[str], directory: Path, ephemeral: range = USUAL_EPHEMERAL_PORTS) -> Options | Show:
     """What `words` (argv without the program's name) ask for; relative paths start at `directory`.
 
     Options act in order: the first of `--help` and `--version` ends the matter unless an error came before
-    it.  Raises `UsageError`, whose text names the option and the value.
+    it.  `ephemeral` are the ports that are not among "all".  Raises `UsageError`, whose text names the option and the
+    value.
     """
     collected = _Collected()
     for given in scan(OPTIONS, words):
@@ -147,35 +126,75 @@ def parse_options(words: Sequence[str], directory: Path) -> Options | Show:
             raise UsageError(f"extra argument '{given}': only options are expected")
         if given.option.key in ("help", "version"):
             return Show(given.option.key)
-        _collect(collected, given, directory)
+        if given.value is None:
+            _collect_flag(collected, given.option.key)
+        else:
+            _collect(collected, given.option.key, given.value, directory)
     _refuse_contradictions(collected)
-    return _decide(collected)
+    return _decide(collected, ephemeral)
 
 
-def _collect(collected: _Collected, given: Given, directory: Path) -> None:
-    key, value = given.option.key, given.value
-    option = f"--{key}"
-    if value is None:
+def _collect_flag(collected: _Collected, key: str) -> None:
+    if key in _OPPOSITES:
+        collected.flags.discard(_OPPOSITES[key])
+    else:
         collected.flags.add(key)
-        return
+
+
+def _collect(collected: _Collected, key: str, value: str, directory: Path) -> None:
+    option = f"--{key}"
     match key:
-        case "socket" | "pcap" | "pid":
+        case "socket" | "pcap" | "pid" | "log-file":
             collected.paths[key] = absolute_path(option, value, directory)
             if key == "socket":
                 _check_socket_path(option, collected.paths[key])
         case "fd":
             collected.fd = _descriptor(option, value)
+        case "log-size":
+            collected.log_size_bytes = _log_size(option, value)
+        case "runas":
+            collected.run_as = run_as(option, value)
+        case "tcp-ports" | "udp-ports":
+            collected.ports.setdefault(key, []).append(value)  # they are judged together, at the end
+        case _:
+            _collect_wish(collected, option, key, value)
+
+
+def _collect_wish(collected: _Collected, option: str, key: str, value: str) -> None:
+    """What the guest gets, and how it is connected."""
+    match key:
         case "mtu":
             collected.mtu_bytes = _mtu(option, value)
         case "hostname" | "fqdn":
             collected.names[key] = domain_name(option, value)
-        case "dns-forward" | "dns-host":
-            server = dns_address(option, value)
-            collected.dns[key, server.version] = server
+        case "interface" | "outbound-if4" | "outbound-if6":
+            collected.names[key] = addresses.interface_name(option, value)
+        case "address":
+            collected.addresses.append(addresses.wished_address(option, value))
+        case "netmask":
+            collected.netmask_bits = addresses.netmask_bits(option, value)
+        case "mac-addr":
+            collected.host_mac = addresses.mac_address(option, value)
+        case "dns":
+            collected.dns.append(dns_server(option, value))
+        case "search":
+            collected.search.append(search_list(option, value))
         case "dhcp-boot":
             collected.boot = network_boot(option, value)
         case _:
-            collected.ports.setdefault(key, []).append(value)  # they are judged together, at the end
+            _collect_per_family(collected, option, key, value)
+
+
+def _collect_per_family(collected: _Collected, option: str, key: str, value: str) -> None:
+    """One address for each family, or the word "none", which takes back what was said before and the default."""
+    address = _PER_FAMILY[key](option, value)
+    if address is not None:
+        collected.per_family[key, address.version] = address
+        return
+    for version in (4, 6):
+        collected.per_family.pop((key, version), None)
+    if key == "map-host-loopback":
+        collected.flags.add("no-map-gw")
 
 
 def _check_socket_path(option: str, path: Path) -> None:
@@ -202,9 +221,11 @@ def _mtu(option: str, value: str) -> int:
     return mtu_bytes
 
 
-def _ports(key: str, specifications: Sequence[str]) -> tuple[PortForward, ...]:
-    protocol = Protocol.TCP if key == "tcp-ports" else Protocol.UDP
-    return parse_ports(f"--{key}", protocol, specifications)
+def _log_size(option: str, value: str) -> int:
+    size_bytes = number(value)
+    if size_bytes is None or size_bytes < MINIMUM_LOG_SIZE_BYTES:
+        raise invalid(option, value, f"a number of bytes is expected, {MINIMUM_LOG_SIZE_BYTES} or more")
+    return size_bytes
 
 
 def _refuse_contradictions(collected: _Collected) -> None:
@@ -213,7 +234,7 @@ def _refuse_contradictions(collected: _Collected) -> None:
         given["socket"] = f"'--socket {collected.paths['socket']}'"
     if collected.fd is not None:
         given["fd"] = f"'--fd {collected.fd}'"
-    for one, other in (("ipv4-only", "ipv6-only"), ("socket", "fd"), ("debug", "quiet")):
+    for one, other in (("ipv4-only", "ipv6-only"), ("socket", "fd"), ("debug", "quiet"), ("trace", "quiet")):
         if one in given and other in given:
             raise UsageError(f"options {given[one]} and {given[other]} contradict each other")
     if "ipv6-only" in given and 0 < collected.mtu_bytes < MINIMUM_IPV6_MTU_BYTES:
@@ -221,40 +242,93 @@ def _refuse_contradictions(collected: _Collected) -> None:
             f"options '--ipv6-only' and '--mtu {collected.mtu_bytes}' contradict each other:"
             f" IPv6 needs {MINIMUM_IPV6_MTU_BYTES} bytes"
         )
+    if None in collected.dns and len(set(collected.dns)) > 1:
+        server = next(address for address in collected.dns if address is not None)
+        raise UsageError(f"options '--dns none' and '--dns {server}' contradict each other")
+    if () in collected.search and any(collected.search):
+        domains = next(" ".join(names) for names in collected.search if names)
+        raise UsageError(f"options '--search none' and '--search {domains}' contradict each other")
 
 
-def _decide(collected: _Collected) -> Options:
+def _decide(collected: _Collected, ephemeral: range) -> Options:
     flags, paths = collected.flags, collected.paths
-    log_level = LogLevel.INFO
-    if "debug" in flags:
-        log_level = LogLevel.DEBUG
-    elif "quiet" in flags:
-        log_level = LogLevel.QUIET
-    tcp = _ports("tcp-ports", collected.ports.get("tcp-ports", []))
-    udp = _ports("udp-ports", collected.ports["udp-ports"]) if "udp-ports" in collected.ports else follow(tcp)
+    wishes = _wishes(collected)
+    addresses.check_together(wishes)
     return Options(
         attachment=Attachment(paths.get("socket"), collected.fd),
         foreground="foreground" in flags,
         one_off="one-off" in flags or collected.fd is not None,
         pcap=paths.get("pcap"),
         pid_file=paths.get("pid"),
-        log_level=log_level,
-        wishes=_wishes(collected),
-        forwards=tcp + udp,
+        log_level=_log_level(flags),
+        wishes=wishes,
+        forwards=_forwards(collected.ports, ephemeral),
+        outbound=_outbound(collected),
+        freebind="freebind" in flags,
+        log_file=paths.get("log-file"),
+        log_size_bytes=collected.log_size_bytes,
+        run_as=collected.run_as,
+    )
+
+
+def _log_level(flags: set[str]) -> LogLevel:
+    chosen = (level for level in (LogLevel.TRACE, LogLevel.DEBUG, LogLevel.QUIET) if level.value in flags)
+    return next(chosen, LogLevel.INFO)
+
+
+def _forwards(ports: dict[str, list[str]], ephemeral: range) -> tuple[PortForward, ...]:
+    tcp = parse_ports("--tcp-ports", Protocol.TCP, ports.get("tcp-ports", []), ephemeral=ephemeral)
+    if "udp-ports" not in ports:
+        return tcp + follow(tcp)
+    return tcp + parse_ports("--udp-ports", Protocol.UDP, ports["udp-ports"], ephemeral=ephemeral)
+
+
+def _outbound(collected: _Collected) -> Outbound:
+    return Outbound(
+        ipv4_address=collected.per_family.get(("outbound", 4)),  # type: ignore[arg-type]
+        ipv6_address=collected.per_family.get(("outbound", 6)),  # type: ignore[arg-type]
+        ipv4_interface=collected.names.get("outbound-if4"),
+        ipv6_interface=collected.names.get("outbound-if6"),
     )
 
 
 def _wishes(collected: _Collected) -> Wishes:
-    def dns(key: str) -> tuple[IPv4Address | IPv6Address, ...]:
-        return tuple(address for (option, _), address in collected.dns.items() if option == key)
-
+    flags, names = collected.flags, collected.names
+    servers = tuple(dict.fromkeys(address for address in collected.dns if address is not None))
+    domains = tuple(dict.fromkeys(name for given in collected.search for name in given))
+    interface = names.get("interface")
     return Wishes(
-        ipv4="ipv6-only" not in collected.flags,
-        ipv6="ipv4-only" not in collected.flags,
+        ipv4="ipv6-only" not in flags,
+        ipv6="ipv4-only" not in flags,
         mtu_bytes=collected.mtu_bytes,
-        hostname=collected.names.get("hostname"),
-        fqdn=collected.names.get("fqdn"),
+        hostname=names.get("hostname"),
+        fqdn=names.get("fqdn"),
         boot=collected.boot,
-        dns_forwards=dns("dns-forward"),
-        dns_hosts=dns("dns-host"),
+        dns_forwards=collected.of_each_family("dns-forward"),
+        dns_hosts=collected.of_each_family("dns-host"),
+        addresses=_without_repetitions(collected.addresses),
+        netmask_bits=collected.netmask_bits,
+        gateways=collected.of_each_family("gateway"),
+        interface_ipv4=interface or names.get("outbound-if4"),
+        interface_ipv6=interface or names.get("outbound-if6"),
+        host_mac=collected.host_mac,
+        dns_servers=servers if collected.dns else None,
+        search=domains if collected.search else None,
+        tells_dns="no-dhcp-dns" not in flags,
+        tells_search="no-dhcp-search" not in flags,
+        maps_gateway="no-map-gw" not in flags,
+        loopback_addresses=collected.of_each_family("map-host-loopback"),
+        own_addresses=collected.of_each_family("map-guest-addr"),
+        services=Services(
+            dhcp="no-dhcp" not in flags,
+            dhcpv6="no-dhcpv6" not in flags,
+            ndp="no-ndp" not in flags,
+            router_advertisements="no-ra" not in flags and "no-ndp" not in flags,
+        ),
+        transports=Transports(tcp="no-tcp" not in flags, udp="no-udp" not in flags, icmp="no-icmp" not in flags),
     )
+
+
+def _without_repetitions(wished: Sequence[WishedAddress]) -> tuple[WishedAddress, ...]:
+    """In the order of their first mention; the last mention's prefix counts."""
+    return tuple({one.address: one for one in wished}.values())

@@ -1,7 +1,8 @@
 """The PID file: mode 0600, the number and a newline, there only while the daemon is ready.
 
 It is locked (flock(2)) as long as the daemon lives: a file that is left behind by a crash is overwritten, one
-whose writer lives is not.
+whose writer lives is not.  A daemon that has given up its privileges may not be allowed to remove the file any more:
+then it is left empty.
 """
 
 import fcntl
@@ -36,10 +37,13 @@ class PidFile:
             raise StartupError(f"can't write PID file '{path}': {error.strerror}") from error
 
     def remove(self) -> None:
-        """Remove the file if it is still ours; that it can't be removed is nobody's concern any more."""
-        with suppress(OSError):
+        """Remove the file if it is still ours, or at least what is in it."""
+        try:
             if _is_open_as(self._path, self._fd):
                 self._path.unlink()
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._fd, 0)
         os.close(self._fd)
 
 
@@ -57,7 +61,7 @@ def _open_and_lock(path: Path) -> int:
             if _is_open_as(path, fd):
                 return fd
         except BlockingIOError as error:
-            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "starting, or ending"
             os.close(fd)
             raise StartupError(f"PID file '{path}' belongs to a running process ({holder})") from error
         except BaseException:

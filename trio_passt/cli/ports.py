@@ -1,135 +1,264 @@
-"""Port specifications (`-t`, `-u`): text → forwarded ports.
+"""Port specifications (`-t`, `-u`): text → forwarded ports, and back.
 
-    SPECIFICATION = none | [ADDRESS/] CHUNK [,CHUNK]...
+    SPECIFICATION = none | auto | [WHERE/] all | [WHERE/] CHUNK [,CHUNK]...
+    WHERE         = ADDRESS | %INTERFACE | ADDRESS%INTERFACE
     CHUNK         = PORT[-PORT][:TARGET[-TARGET]]  |  ~PORT[-PORT]
 
-`~` takes ports out of the same specification's chunks.  `all`, `auto`, `%INTERFACE` and exclusions alone are
-part of passt(1)'s grammar, and refused as not supported yet.
+Theory of operation.  Chunks name ports, each of which must be bound.  `~` takes ports out of the same specification's
+chunks; exclusions alone mean all other ports, and `all` means all ports without exclusion.  Both leave out the
+kernel's ephemeral ports, which belong to whoever asks for any port, and both are best effort (`Binding.SPARE`).  They
+may have an address or an interface like others (`192.0.2.1/~22`, `%eth0/all`).
+
+A repeated option adds up, with three rules.  No port may be named twice where the kernel would refuse to bind the
+second one.  A port that is named comes before one that is only meant by "all": with `-t all -t 192.0.2.1/2222:22`,
+port 2222 is bound to 192.0.2.1 and nowhere else.  And there is one "all" for one place: `-t ~22 -t ~80` would
+not exclude anything.
+
+`auto` is for namespaces: it names no port, since what is bound in there is followed while it runs.
 """
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
+from itertools import groupby
 
-from attrs import frozen
+from attrs import field, frozen
 
-from trio_passt.cli.values import address, invalid, number
-from trio_passt.config import PortForward, Protocol
+from trio_passt.cli.addresses import interface_name
+from trio_passt.cli.values import UsageError, address, invalid, number
+from trio_passt.config import Binding, IPAddress, PortForward, Protocol
+from trio_passt.host import port_ranges
+from trio_passt.host.port_ranges import ALL_PORTS, runs
 
 
 @frozen
-class Range:
-    """Ports `first` to `last`, both included."""
+class Where:
+    """What is bound of the host; `None`: all addresses of both families, all interfaces."""
 
-    first: int
-    last: int
+    address: IPAddress | None = None
+    interface: str | None = None
 
-    def __len__(self) -> int:
-        return self.last - self.first + 1
+    def overlaps(self, other: "Where") -> bool:
+        """Whether the kernel would refuse to bind one port in both: they are the same, or one covers the other."""
+        if self.interface != other.interface and self.interface is not None and other.interface is not None:
+            return False
+        one, another = self.address, other.address
+        if one is None or another is None or one == another:
+            return True
+        return one.version == another.version and (one.is_unspecified or another.is_unspecified)
+
+    def __str__(self) -> str:
+        name = str(self.address) if self.address is not None else ""
+        return name + (f"%{self.interface}" if self.interface is not None else "")
 
 
-def parse_ports(option: str, protocol: Protocol, specifications: Sequence[str]) -> tuple[PortForward, ...]:
-    """All ports that the repeated option names, in order.
+@frozen
+class Specification:
+    """One specification as it was written; without `chunks`, all ports but those `excluded` are meant."""
 
-    Raises `UsageError` naming the specification: what can't be understood, and what overlaps.
+    text: str
+    where: Where = field(factory=Where)
+    chunks: tuple[tuple[range, range], ...] = ()
+    excluded: tuple[range, ...] = ()
+    is_empty: bool = False
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it means all ports, more or less."""
+        return not (self.chunks or self.is_empty)
+
+
+def parse_ports(
+    option: str, protocol: Protocol, specifications: Sequence[str], *, ephemeral: range, allow_auto: bool = False
+) -> tuple[PortForward, ...]:
+    """All ports that the repeated option means: those that are named, in order, and then those of "all".
+
+    Raises `UsageError` naming the specification: what can't be understood, and what contradicts another.
     """
-    for text in specifications:
-        if text == "none" and len(set(specifications)) > 1:
-            other = next(given for given in specifications if given != "none")
-            raise invalid(option, text, f"contradicts '{other}'")
-    taken: dict[int, list[PortForward]] = {}
+    parsed = [_parse_one(option, text, allow_auto=allow_auto) for text in specifications]
+    _refuse_contradictions(option, parsed)
+    taken: dict[int, list[Where]] = {}
     forwards: list[PortForward] = []
-    for text in specifications:
-        for forward in _parse_one(option, protocol, text):
-            for other_forward in taken.setdefault(forward.port, []):
-                if _overlap(forward.address, other_forward.address):
-                    raise invalid(option, text, f"port {forward.port} is given more than once")
-            taken[forward.port].append(forward)
-            forwards.append(forward)
+    for specification in parsed:
+        forwards += _named(option, protocol, specification, taken)
+    for specification in parsed:
+        if specification.is_spare:
+            forwards += _spare(option, protocol, specification, taken, ephemeral)
     return tuple(forwards)
 
 
 def follow(forwards: Iterable[PortForward]) -> tuple[PortForward, ...]:
-    """The UDP ports that accompany TCP ports when no `-u` is given: same numbers and addresses, not
-    translated.
+    """The UDP ports that accompany TCP ports when no `-u` is given: the same numbers and places, not translated.
 
     Nobody asked for them by name, so one that can't be bound is no error.
     """
     return tuple(
-        PortForward(Protocol.UDP, forward.port, forward.port, forward.address, must_bind=False) for forward in forwards
+        PortForward(
+            Protocol.UDP,
+            forward.first,
+            forward.last,
+            forward.first,
+            forward.address,
+            forward.interface,
+            Binding.SPARE if forward.binding is Binding.SPARE else Binding.WANTED,
+        )
+        for forward in forwards
     )
 
 
-def _parse_one(option: str, protocol: Protocol, text: str) -> list[PortForward]:
-    if text == "none":
-        return []
-    if text in ("all", "auto"):
-        raise invalid(option, text, f"'{text}' is not supported yet")
+def specifications(forwards: Iterable[PortForward], *, ephemeral: range) -> list[str]:
+    """What `parse_ports` makes these forwards of; nothing for none."""
+
+    def place(forward: PortForward) -> tuple[Where, bool]:
+        return Where(forward.address, forward.interface), forward.binding is Binding.SPARE
+
+    texts = []
+    for (where, is_spare), group in groupby(forwards, place):
+        members = list(group)
+        chunks = _all_but(members, ephemeral) if is_spare else ",".join(map(_chunk, members))
+        texts.append(chunks if where == Where() else f"{where}/{chunks}")
+    return texts
+
+
+def _parse_one(option: str, text: str, *, allow_auto: bool) -> Specification:
+    if text == "auto" and not allow_auto:
+        raise invalid(option, text, "'auto' is for namespaces: a virtual machine does not tell which ports are open")
+    if text in ("none", "auto"):
+        return Specification(text, is_empty=True)
     prefix, slash, chunks = text.rpartition("/")
-    bind = _bind_address(option, text, prefix) if slash else None
-    ranges: list[tuple[Range, Range]] = []
-    excluded: set[int] = set()
+    where = _where(option, text, prefix) if slash else Where()
+    if chunks == "all":
+        return Specification(text, where)
+    mappings: list[tuple[range, range]] = []
+    excluded: list[range] = []
     for chunk in chunks.split(","):
+        if chunk == "all":
+            raise invalid(option, text, "'all' stands alone: exclusions alone mean all others, ports are named apart")
         if chunk.startswith("~"):
-            out = _range(option, text, chunk[1:])
-            excluded.update(range(out.first, out.last + 1))
+            excluded.append(_range(option, text, chunk[1:]))
         else:
-            ranges.append(_mapping(option, text, chunk))
-    if not ranges:
-        raise invalid(option, text, "exclusions alone are not supported yet")
-    forwards = [
-        PortForward(protocol, port, target, bind)
-        for source, targets in ranges
-        for port, target in zip(
-            range(source.first, source.last + 1), range(targets.first, targets.last + 1), strict=True
-        )
-        if port not in excluded
-    ]
-    if not forwards:
-        raise invalid(option, text, "the exclusions leave no port")
-    return forwards
+            mappings.append(_mapping(option, text, chunk))
+    return Specification(text, where, tuple(mappings), tuple(excluded))
 
 
-def _bind_address(option: str, text: str, prefix: str) -> IPv4Address | IPv6Address:
-    if "%" in prefix:
-        raise invalid(option, text, "binding to an interface ('%') is not supported yet")
-    bind = address(prefix)
+def _where(option: str, text: str, prefix: str) -> Where:
+    address_text, percent, interface = prefix.partition("%")
+    if percent:
+        try:
+            interface_name(option, interface)
+        except UsageError:
+            raise invalid(option, text, f"'{interface}' is not an interface's name") from None
+    if percent and not address_text:
+        return Where(None, interface)
+    bind = address(address_text)
     if bind is None:
-        raise invalid(option, text, f"'{prefix}' is not an IPv4 or IPv6 address")
+        raise invalid(option, text, f"'{address_text}' is not an IPv4 or IPv6 address")
     if bind.is_multicast:
-        raise invalid(option, text, f"'{prefix}' is a multicast address")
-    return bind
+        raise invalid(option, text, f"'{address_text}' is a multicast address")
+    if isinstance(bind, IPv6Address):
+        if bind.ipv4_mapped is not None:
+            raise invalid(option, text, f"'{address_text}' is the IPv4 address {bind.ipv4_mapped}")
+        if bind.is_link_local and not percent:
+            hint = f"{address_text}%INTERFACE/..."
+            raise invalid(option, text, f"a link-local address is one of a certain interface ('{hint}')")
+    return Where(bind, interface if percent else None)
 
 
-def _mapping(option: str, text: str, chunk: str) -> tuple[Range, Range]:
+def _mapping(option: str, text: str, chunk: str) -> tuple[range, range]:
     source_text, colon, target_text = chunk.partition(":")
     source = _range(option, text, source_text)
     target = _range(option, text, target_text) if colon else source
     if len(source) != len(target):
-        reason = f"'{source_text}' and '{target_text}' are not equally long"
-        raise invalid(option, text, reason)
+        raise invalid(option, text, f"'{source_text}' and '{target_text}' are not equally long")
     return source, target
 
 
-def _range(option: str, text: str, chunk: str) -> Range:
+def _range(option: str, text: str, chunk: str) -> range:
     first_text, dash, last_text = chunk.partition("-")
     first = _port(option, text, first_text)
     last = _port(option, text, last_text) if dash else first
     if first > last:
         raise invalid(option, text, f"the range '{chunk}' ends before it starts")
-    return Range(first, last)
+    return range(first, last + 1)
 
 
 def _port(option: str, text: str, word: str) -> int:
     port = number(word)
     if port is None:
         raise invalid(option, text, f"'{word}' is not a port number" if word else "a port number is missing")
-    if not 1 <= port <= 65535:
+    if port not in ALL_PORTS:
         raise invalid(option, text, f"port {word} is not between 1 and 65535")
     return port
 
 
-def _overlap(one: IPv4Address | IPv6Address | None, other: IPv4Address | IPv6Address | None) -> bool:
-    """Whether the kernel would refuse to bind one port to both: equal, or one of them covers the other."""
-    if one is None or other is None or one == other:
-        return True
-    return one.version == other.version and (one.is_unspecified or other.is_unspecified)
+def _refuse_contradictions(option: str, parsed: Sequence[Specification]) -> None:
+    """Of `none` with something else, and of two that mean all ports of one place."""
+    texts = [specification.text for specification in parsed]
+    if "none" in texts and (others := [text for text in texts if text != "none"]):
+        raise invalid(option, "none", f"contradicts '{others[0]}'")
+    spare = [specification for specification in parsed if specification.is_spare]
+    for index, specification in enumerate(spare):
+        for other in spare[:index]:
+            if specification.where.overlaps(other.where):
+                reason = f"'{other.text}' means all other ports already; exclusions belong into one list"
+                raise invalid(option, specification.text, reason)
+
+
+def _named(
+    option: str, protocol: Protocol, specification: Specification, taken: dict[int, list[Where]]
+) -> list[PortForward]:
+    """The forwards of what is named, each chunk in as many pieces as the exclusions cut it into."""
+    where, excluded = specification.where, _numbers(specification.excluded)
+    forwards, twice = [], set()
+    for source, target in specification.chunks:
+        for run in runs(port for port in source if port not in excluded):
+            for port in run:
+                places = taken.setdefault(port, [])
+                if any(where.overlaps(place) for place in places):
+                    twice.add(port)
+                places.append(where)
+            first_target = target.start + run.start - source.start
+            forwards.append(
+                PortForward(protocol, run.start, run.stop - 1, first_target, where.address, where.interface)
+            )
+    if twice:
+        plural, verb = ("s", "are") if len(twice) > 1 else ("", "is")
+        raise invalid(option, specification.text, f"port{plural} {_listed(twice)} {verb} given more than once")
+    if specification.chunks and not forwards:
+        raise invalid(option, specification.text, "the exclusions leave no port")
+    return forwards
+
+
+def _spare(
+    option: str, protocol: Protocol, specification: Specification, taken: dict[int, list[Where]], ephemeral: range
+) -> list[PortForward]:
+    """The forwards of all ports that nobody has named, but those excluded, and the ephemeral ones."""
+    where, excluded = specification.where, _numbers(specification.excluded)
+    wanted = [port for port in ALL_PORTS if port not in excluded and port not in ephemeral]
+    if not wanted:
+        raise invalid(option, specification.text, "the exclusions leave no port")
+    left = runs(port for port in wanted if not any(where.overlaps(place) for place in taken.get(port, ())))
+    return [
+        PortForward(protocol, run.start, run.stop - 1, run.start, where.address, where.interface, Binding.SPARE)
+        for run in left
+    ]
+
+
+def _numbers(ranges: Iterable[range]) -> set[int]:
+    return {port for run in ranges for port in run}
+
+
+def _listed(ports: Iterable[int]) -> str:
+    return ", ".join(map(port_ranges.text, runs(sorted(ports))))
+
+
+def _all_but(forwards: Iterable[PortForward], ephemeral: range) -> str:
+    meant = {port for forward in forwards for port in forward.ports}
+    excluded = runs(port for port in ALL_PORTS if port not in meant and port not in ephemeral)
+    return ",".join(f"~{port_ranges.text(run)}" for run in excluded) or "all"
+
+
+def _chunk(forward: PortForward) -> str:
+    source = port_ranges.text(range(forward.first, forward.last + 1))
+    if forward.target == forward.first:
+        return source
+    return f"{source}:{port_ranges.text(range(forward.target, forward.target + len(forward.ports)))}"

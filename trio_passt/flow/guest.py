@@ -36,10 +36,19 @@ class Guest:
         self._reserve(network)
 
     def _reserve(self, network: GuestNetwork) -> None:
-        """The gateways' addresses are ours: no packet from there is one of the guest's, unless it is its own now."""
+        """The gateways' addresses are ours, and those that stand for the host: no packet from there is one of the
+        guest's, unless it is its own now.
+        """
         guests = [guest for guest in (network.ipv4, network.ipv6) if guest]
         self._reserved |= {guest.gateway.packed for guest in guests}
-        self._reserved -= {guest.address.packed for guest in guests}
+        self._reserved |= {mapping.seen_by_guest.packed for mapping in network.host_addresses}
+        for guest in guests:
+            self._reserved -= {guest.address.packed, *[other.ip.packed for other in guest.others]}
+
+    @property
+    def addresses(self) -> list[bytes]:
+        """Those that are known, packed."""
+        return [address for address in (self._ipv4, self._global_ipv6, self._link_local) if address is not None]
 
     @property
     def is_known(self) -> bool:

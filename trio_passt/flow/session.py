@@ -7,11 +7,13 @@ from typing import Protocol
 
 from attrs import define, field
 
-from trio_passt.config import GuestNetwork
+from trio_passt.config import GuestNetwork, Outbound
 from trio_passt.flow.budget import Budget
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.translate import AddressMap
 from trio_passt.host.datagrams import DatagramBuffer
+from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.outbound import Way, way
 from trio_passt.host.readiness import Readiness
 from trio_passt.host.seldom import SeldomLog
 from trio_passt.wire import fragment
@@ -64,7 +66,7 @@ class Session:
     counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).  `datagrams` bounds what
     may wait for a full link.  `buffer` is for what datagram sockets have, as `scratch` for streams; `identifications`
     number the datagrams that go to the guest in fragments.  `exhaustion` says, now and then, that the host has no
-    descriptors left.
+    descriptors left, or not what `outbound` asks for, which is how the guest's flows leave the host.
     """
 
     link: FrameSink
@@ -79,9 +81,15 @@ class Session:
     identifications: Iterator[int] = field(factory=lambda: fragment.identifications(secrets.randbits(32)))
     exhaustion: SeldomLog = field(factory=SeldomLog)
     datagrams: Budget = field(factory=lambda: Budget(WAITING_DATAGRAM_BYTES))
+    outbound: Outbound = Outbound()  # noqa: RUF009 - a frozen value
 
     def change(self, network: GuestNetwork) -> None:
         """The host's network has changed, and with it what the guest is told.  Flows go on as they are."""
         self.network = network
-        self.addresses = AddressMap(network)
+        self.addresses = AddressMap(network, self.outbound.ipv6_interface)
         self.guest.assign(network)
+
+    def way_to(self, peer: Endpoint) -> Way | None:
+        """What a new socket for this peer is bound to; `None`: nothing, as the host's routes say."""
+        found = way(self.outbound, len(peer.address))
+        return None if found is None or self.addresses.is_host(peer.address) else found

@@ -9,6 +9,7 @@ import heapq
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 import trio
@@ -76,6 +77,15 @@ class FlowTable(Generic[F]):
 
     def __iter__(self) -> Iterator[F]:
         return iter(self._flows.values())
+
+    def newest(self, most: int) -> list[F]:
+        """Up to so many flows, the newest first."""
+        return list(islice(reversed(self._flows.values()), most))
+
+    @property
+    def most(self) -> int:
+        """How many flows there may be."""
+        return self._limit.most
 
     def get(self, key: tuple[bytes, int, bytes, int]) -> F | None:
         """The running flow with this key, given as `FlowKey` or as a tuple that equals it."""

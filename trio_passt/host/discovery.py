@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from trio_passt.errors import StartupError
@@ -19,13 +20,20 @@ log = logging.getLogger("trio_passt.host")
 _Network = tuple[list[Link], list[Address], list[DefaultRoute]]
 
 
-def discover(resolv_conf: Path = RESOLV_CONF) -> Host:
+def discover(resolv_conf: Path = RESOLV_CONF, *, become: Callable[[], None] | None = None) -> Host:
     """Look, in the caller's network namespace, before Trio runs.
 
-    Raises `StartupError` where there is no netlink to ask, or no process to be had.
+    The process that looks calls `become` first.  Raises `StartupError` where there is no netlink to ask, or no process
+    to be had, and what `become` raises.
     """
+
+    def look() -> _Network:
+        if become is not None:
+            become()
+        return _read_network()
+
     try:
-        network = apart.in_child(_read_network)
+        network = apart.in_child(look)
     except (OSError, RuntimeError) as error:
         raise StartupError(f"can't look at the host's network: {error}") from error
     return _host(network, resolv_conf)

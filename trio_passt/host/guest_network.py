@@ -12,19 +12,44 @@ Theory of operation
 - Questions to an address of ours that the guest was told as its nameserver go to the nameserver that the host has now.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import TypeVar
 
 from attrs import evolve, frozen
 
-from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNetwork, IPAddress, Wishes
-from trio_passt.host.network import Host, choose
-from trio_passt.host.resolv import ResolvConf, resolvers_for_guest
+from trio_passt.config import (
+    DnsForward,
+    Former,
+    GuestIPv4,
+    GuestIPv6,
+    GuestNetwork,
+    HostAddress,
+    IPAddress,
+    Resolvers,
+    Wishes,
+)
+from trio_passt.host.mapping import loopback_address, of_family
+from trio_passt.host.network import (
+    LOCAL_IPV4,
+    LOCAL_IPV6,
+    ROUTER_IPV6,
+    Host,
+    HostNetwork,
+    choose,
+    substitute_gateway,
+)
+from trio_passt.host.resolv import Nameserver, ResolvConf, resolvers_for_guest
 
 FORMER_KEPT = 128
 """So many former states of both families are kept in mind.  The guest hears of IPv4 every ten minutes, in which a VPN
 may come back many times, with another address each: a guest whose own lease is forgotten renews it with nobody.
 """
+
+_LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+
+_CLASSES = ((128, 8), (192, 16), (256, 24))
+"""The mask of an address whose first byte is less than this, by its class (RFC 791 section 3.2)."""
 
 _Guest = TypeVar("_Guest", GuestIPv4, GuestIPv6)
 
@@ -40,36 +65,156 @@ class Decision:
 def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Decision:
     """What the guest gets from this host; `told` is what it has been told before."""
     known = [guest.address for guest in (told.ipv4, told.ipv6) if guest] if told else []
-    found = choose(host.links, host.addresses, host.routes, ipv4=wishes.ipv4, ipv6=wishes.ipv6, known=known)
-    ipv4 = _kept(told.ipv4 if told else None, found.ipv4)
-    ipv6 = _kept(told.ipv6 if told else None, found.ipv6)
-    names = resolvers_for_guest(_with_named_zones(host), ipv4, ipv6, wishes)
-    notes = list(found.notes)
-    own = {guest.address for guest in (ipv4, ipv6) if guest}
-    notes += [
-        f"--dns-forward {address} is the guest's own address: it won't work"
-        for address in wishes.dns_forwards
-        if address in own
-    ]
-    if not (names.resolvers.ipv4 or names.resolvers.ipv6):
+    found = choose(
+        host.links,
+        host.addresses,
+        host.routes,
+        ipv4=wishes.ipv4,
+        ipv6=wishes.ipv6,
+        interface_ipv4=wishes.interface_ipv4,
+        interface_ipv6=wishes.interface_ipv6,
+        known=known,
+    )
+    wished4, wished6 = as_wished_ipv4(found.ipv4, wishes, host), as_wished_ipv6(found.ipv6, wishes, host)
+    ipv4 = _kept(told.ipv4 if told else None, wished4)
+    ipv6 = _kept(told.ipv6 if told else None, wished6)
+    names = resolvers_for_guest(_resolv_conf(wishes, host, ipv6), ipv4, ipv6, wishes)
+    notes = [*found.notes, *_useless_wishes(wishes, found, ipv4, ipv6)]
+    if not wishes.tells_dns or wishes.dns_servers == ():
+        pass  # nobody expects one
+    elif not (names.resolvers.ipv4 or names.resolvers.ipv6):
         notes.append("no nameserver of /etc/resolv.conf is one that the guest can use: it is told none")
     network = GuestNetwork(
         ipv4,
         ipv6,
-        names.resolvers,
+        _told(names.resolvers, wishes),
         wishes.mtu_bytes,
+        wishes.host_mac,
         dns_forwards=names.forwards,
         hostname=wishes.hostname,
         fqdn=wishes.fqdn,
         boot=wishes.boot,
         nameservers=names.nameservers,
-        ipv4_offline=_is_offline(ipv4, found.ipv4),
-        ipv6_offline=_is_offline(ipv6, found.ipv6),
+        ipv4_offline=_is_offline(ipv4, wished4),
+        ipv6_offline=_is_offline(ipv6, wished6),
+        host_addresses=tuple(
+            address for guest in (ipv4, ipv6) if guest for address in _host_addresses(guest, wishes, _own(found, guest))
+        ),
+        services=wishes.services,
+        transports=wishes.transports,
     )
     if told is not None:
         network = evolve(network, former=_former(told, network, {address.address for address in host.addresses}))
-        network = evolve(network, former_dns_forwards=_former_dns_forwards(told, network))
+        network = evolve(network, former_dns_forwards=_former_dns_forwards(told, network, wishes))
     return Decision(network, tuple(notes))
+
+
+def as_wished_ipv4(found: GuestIPv4 | None, wishes: Wishes, host: Host) -> GuestIPv4 | None:
+    """What was found, with the addresses, mask and gateway that the operator wants in their place.
+
+    Addresses turn on a family that the host has no network for.
+    """
+    wished = [
+        IPv4Interface((one.address, one.prefix_length or _netmask_bits(one.address, wishes, host)))
+        for one in wishes.addresses
+        if isinstance(one.address, IPv4Address)
+    ]
+    if found is None and not (wished and wishes.ipv4):
+        return None
+    guest = found or LOCAL_IPV4
+    if wished:
+        main, *others = wished
+        gateway = substitute_gateway(main) if guest.is_local else guest.gateway
+        guest = GuestIPv4(main.ip, main.network.prefixlen, gateway, guest.interface, tuple(others))
+    elif wishes.netmask_bits is not None:
+        guest = evolve(guest, prefix_length=wishes.netmask_bits)
+    wished_gateway = of_family(wishes.gateways, 4)
+    return evolve(guest, gateway=wished_gateway) if isinstance(wished_gateway, IPv4Address) else guest
+
+
+def _netmask_bits(address: IPv4Address, wishes: Wishes, host: Host) -> int:
+    """For an address without a prefix: the mask that was wished for, the host's own for it, or that of its class."""
+    if wishes.netmask_bits is not None:
+        return wishes.netmask_bits
+    own = next((own.prefix_length for own in host.addresses if own.address == address), None)
+    return own or next(bits for first, bits in _CLASSES if address.packed[0] < first)
+
+
+def as_wished_ipv6(found: GuestIPv6 | None, wishes: Wishes, host: Host) -> GuestIPv6 | None:
+    """The same for IPv6, where an address without a prefix has the host's own for it, or 64 bits."""
+    own = {address.address: address.prefix_length for address in host.addresses}
+    wished = [
+        IPv6Interface((one.address, one.prefix_length or own.get(one.address, 64)))
+        for one in wishes.addresses
+        if isinstance(one.address, IPv6Address)
+    ]
+    if found is None and not (wished and wishes.ipv6):
+        return None
+    guest = found or LOCAL_IPV6
+    if wished:
+        main, *others = wished
+        guest = GuestIPv6(main.ip, main.network.prefixlen, guest.gateway, guest.interface, tuple(others))
+    wished_gateway = of_family(wishes.gateways, 6)
+    return evolve(guest, gateway=wished_gateway) if isinstance(wished_gateway, IPv6Address) else guest
+
+
+def _host_addresses(guest: GuestIPv4 | GuestIPv6, wishes: Wishes, own: IPAddress | None) -> Iterator[HostAddress]:
+    """All of one family; `own` is the host's own address, if it has one.
+
+    The default router of an IPv6 guest is link-local; if the gateway is not, both stand for the host.
+    """
+    version = guest.address.version
+    loopback = loopback_address(guest, wishes)
+    if loopback is not None:
+        yield HostAddress(loopback, _LOOPBACK[version])
+        if version == 6 and loopback == guest.gateway and not loopback.is_link_local:
+            yield HostAddress(ROUTER_IPV6, _LOOPBACK[version])
+    mapped = of_family(wishes.own_addresses, version)
+    if mapped is not None and own is not None:
+        yield HostAddress(mapped, own)
+
+
+def _own(found: HostNetwork, guest: GuestIPv4 | GuestIPv6) -> IPAddress | None:
+    """The host's own address of the guest's family, if it has a network."""
+    own = found.ipv4 if isinstance(guest, GuestIPv4) else found.ipv6
+    return own.address if own and not own.is_local else None
+
+
+def _useless_wishes(
+    wishes: Wishes, found: HostNetwork, ipv4: GuestIPv4 | None, ipv6: GuestIPv6 | None
+) -> Iterator[str]:
+    """What was wished for and can't work with what the host has."""
+    own = {guest.address for guest in (ipv4, ipv6) if guest}
+    for option, addresses in (
+        ("--dns-forward", wishes.dns_forwards),
+        ("--gateway", wishes.gateways),
+        ("--map-host-loopback", wishes.loopback_addresses),
+        ("--map-guest-addr", wishes.own_addresses),
+    ):
+        for address in addresses:
+            if address in own:
+                yield f"{option} {address} is the guest's own address: it won't work"
+    for guest in (ipv4, ipv6):
+        mapped = of_family(wishes.own_addresses, guest.address.version) if guest else None
+        if guest is not None and mapped is not None and _own(found, guest) is None:
+            yield f"--map-guest-addr {mapped}: this host has no IPv{mapped.version} address that it could reach"
+
+
+def _told(resolvers: Resolvers, wishes: Wishes) -> Resolvers:
+    """What the guest is told of them."""
+    if not wishes.tells_dns or wishes.dns_servers == ():
+        resolvers = evolve(resolvers, ipv4=(), ipv6=())
+    return resolvers if wishes.tells_search else evolve(resolvers, search=())
+
+
+def _resolv_conf(wishes: Wishes, host: Host, ipv6: GuestIPv6 | None) -> ResolvConf:
+    """What the host's says, with what was wished for in its place; link-local nameservers are on the guest's link."""
+    conf = _with_named_zones(host)
+    if wishes.dns_servers is not None:
+        zone = ipv6.interface if ipv6 else None
+        servers = (Nameserver(one, zone if one.is_link_local else None) for one in wishes.dns_servers)
+        conf = evolve(conf, nameservers=tuple(servers))
+    return conf if wishes.search is None else evolve(conf, search=wishes.search)
 
 
 def _with_named_zones(host: Host) -> ResolvConf:
@@ -123,18 +268,20 @@ def terms(guest: GuestIPv4 | GuestIPv6) -> tuple[IPAddress, int, IPAddress]:
     return guest.address, guest.prefix_length, guest.gateway
 
 
-def _former_dns_forwards(told: GuestNetwork, now: GuestNetwork) -> tuple[DnsForward, ...]:
+def _former_dns_forwards(told: GuestNetwork, now: GuestNetwork, wishes: Wishes) -> tuple[DnsForward, ...]:
     """For addresses of ours that the guest may have as its nameserver, but is not told as such any more.
 
     One that it is told, but is no gateway of today's, is a nameserver's own.
     """
-    gateways = {guest.gateway for guest in (now.ipv4, now.ipv6) if guest}
-    ours = {*gateways, *(former.guest.gateway for former in now.former)}
-    local = (former.guest.gateway for former in now.former if former.guest.is_local)  # told even without a nameserver
+    guests = [guest for guest in (now.ipv4, now.ipv6) if guest]
+    present = {address for guest in guests if (address := loopback_address(guest, wishes))}
+    before_now = [former.guest for former in now.former]
+    ours = present | {address for guest in before_now if (address := loopback_address(guest, wishes))}
+    local = (guest.gateway for guest in before_now if guest.is_local)  # told even without a nameserver
     before: dict[IPAddress, IPAddress | None] = dict.fromkeys((*local, *told.resolvers.ipv4, *told.resolvers.ipv6))
     for forward in (*told.former_dns_forwards, *told.dns_forwards):
         before[forward.seen_by_guest] = forward.on_host
-    current = {*now.resolvers.ipv4, *now.resolvers.ipv6} - gateways
+    current = {*now.resolvers.ipv4, *now.resolvers.ipv6} - present
     current |= {forward.seen_by_guest for forward in now.dns_forwards}
     nameserver = {address.version: address for address in now.nameservers}
     in_order = sorted(before.items(), key=lambda item: item[0].packed)  # the same one at each look

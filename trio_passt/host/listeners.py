@@ -5,25 +5,33 @@ A listening TCP socket gives connections, a UDP socket datagrams; both are hande
 moment: the guest session, if there is one.  With no guest there is nobody to answer: a connection is reset, a
 datagram dropped.  A guest that is there but takes no more leaves datagrams where they are, in the sockets' receive
 buffers.
+
+There may be 150,000 sockets (`-t all -u all`).  So a port is two small objects, its socket and what is known of it; the
+latter is what epoll's event is handed to.  Nothing is done for a port at which nothing happens, and nothing
+that happens at one port takes longer because there are others.
 """
 
-import errno
+import gc
 import logging
-import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import ExitStack
-from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
+from itertools import chain
 from typing import Protocol as TypingProtocol
 
-from trio_passt.config import IPAddress, PortForward, Protocol
-from trio_passt.errors import StartupError
+import trio
+from attrs import evolve
+
+from trio_passt.config import Binding, IPAddress, PortForward, Protocol
 from trio_passt.host import error_queue, sockets
-from trio_passt.host.datagrams import IP_PKTINFO, SLOTS, Ancillary, DatagramBuffer, expect_bulk
+from trio_passt.host.binder import Binder
+from trio_passt.host.datagrams import IP_PKTINFO, SLOTS, Ancillary, DatagramBuffer
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import DatagramError
+from trio_passt.host.opener import Opener
+from trio_passt.host.port_ranges import runs
 from trio_passt.host.readiness import ERROR, READABLE, Readiness
 from trio_passt.host.seldom import SeldomLog
 from trio_passt.wire.checksum import Buffer
@@ -34,43 +42,69 @@ log = logging.getLogger("trio_passt.ports")
 ACCEPTS_PER_TURN = 64
 """A busy port gets its turn and then others do; the epoll is level-triggered, so nothing is forgotten."""
 
-BACKLOG = 1024
-"""Limited by net.core.somaxconn; connections wait here only until the task's next turn."""
-
 NO_DESCRIPTORS_PAUSE_S = 0.1
 """Out of descriptors, a connection stays in the backlog and its socket readable; this keeps that from spinning."""
+
+MANY_PORTS = 1000
+"""As many objects, which live as long as the program, are no longer the garbage collector's business."""
 
 _PKTINFO4 = struct.Struct("=i4s4s")
 _PKTINFO6 = struct.Struct("=16si")
 
 
-_MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
-_WILDCARD: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+class TcpPort:
+    """A listening TCP socket.  There may be very many of them."""
+
+    __slots__ = ("_listeners", "forward", "port", "socket")
+
+    def __init__(self, sock: socket.socket, forward: PortForward, port: int, listeners: "PortListeners") -> None:
+        self.socket = sock
+        self.forward = forward
+        self.port = port
+        self._listeners = listeners
+
+    @property
+    def target(self) -> int:
+        """The guest's port."""
+        return self.forward.target_of(self.port)
+
+    def __call__(self, _mask: int) -> None:
+        """Readiness tells of an event."""
+        self._listeners.accept(self)
 
 
 class UdpPort:
-    """A bound UDP socket, and the guest's port that it forwards to.
+    """A bound UDP socket, and the guest's port that it forwards to.  There may be very many of them."""
 
-    `address` is the one of the host that it is bound to, `None` for all of them.
-    """
+    __slots__ = ("_listeners", "forward", "overflowed", "port", "socket", "target")
 
-    __slots__ = ("_listeners", "address", "overflowed", "socket", "target")
-
-    def __init__(
-        self, sock: socket.socket, target: int, listeners: "PortListeners", address: IPAddress | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, forward: PortForward, port: int, listeners: "PortListeners") -> None:
         self.socket = sock
-        self.target = target
-        self.address = address
+        self.forward = forward
+        self.port = port
+        self.target = port if forward.target == forward.first else forward.target_of(port)
         self.overflowed = 0
         """What the kernel's counter of dropped datagrams was when it was last looked at."""
         self._listeners = listeners
 
+    def __call__(self, mask: int) -> None:
+        """Readiness tells of an event."""
+        self._listeners.on_port_event(self, mask)
+
+    @property
+    def address(self) -> IPAddress | None:
+        """The one of the host that it is bound to, `None` for all of them."""
+        return self.forward.address
+
     def can_reach(self, destination: bytes) -> bool:
         """Whether datagrams to this packed address may leave from here: from loopback to loopback only."""
-        if self.address is None:
+        address, interface = self.forward.address, self.forward.interface
+        if address is None and interface is None:
             return True
-        return self.address.is_loopback == ip_address(destination).is_loopback and not self.address.is_link_local
+        if address is not None and address.is_link_local:
+            return False
+        is_loopback = address.is_loopback if address is not None else interface == "lo"
+        return is_loopback == ip_address(destination).is_loopback
 
     def send(self, payloads: Sequence[Buffer], ancillary: Ancillary, peer: Endpoint, source: bytes) -> None:
         """One `sendmsg` to `peer` from the packed local address `source` (IP_PKTINFO), or, if that is all zeros, from
@@ -116,52 +150,70 @@ class Receiver(TypingProtocol):
 class PortListeners:
     """Every forwarded port's sockets.  `receiver` is set while a guest is there."""
 
-    def __init__(self, readiness: Readiness, sockets_to_close: ExitStack) -> None:
+    def __init__(
+        self, readiness: Readiness, forwards: Sequence[PortForward], families: Collection[int], *, freebind: bool
+    ) -> None:
         self._receiver: Receiver | None = None
         self._parked: dict[UdpPort, None] = {}
         self._heard: dict[UdpPort, None] = {}
         """Those that a guest has had datagrams from."""
-        self._udp_ports: dict[tuple[int, int], list[UdpPort]] = {}
+        self._udp_ports: dict[int, dict[int, tuple[UdpPort, ...]]] = {4: {}, 16: {}}
+        """By the bytes of an address, and by target."""
         self._buffer = DatagramBuffer()
         self._readiness = readiness
-        self._sockets = sockets_to_close
         self._exhaustion = SeldomLog()
-        self._forwards: tuple[PortForward, ...] = ()
-        self._families: set[int] = set()
-        self.bound: list[PortForward] = []
-        """The forwards that have at least one socket."""
+        self._forwards = forwards
+        self._named: list[TcpPort | UdpPort] = []
+        self.spare: list[TcpPort | UdpPort] = []
+        self._binder = Binder(self, forwards, families, freebind=freebind)
 
     @classmethod
     def bind(
-        cls, forwards: Iterable[PortForward], families: Collection[int] = (socket.AF_INET, socket.AF_INET6)
+        cls,
+        forwards: Iterable[PortForward],
+        families: Collection[int] = (socket.AF_INET, socket.AF_INET6),
+        *,
+        freebind: bool = False,
     ) -> "PortListeners":
         """Bind all of them, in those of the `families` that the guest has.
 
-        StartupError names the first forward that must be bound and can't be, and why.
+        StartupError, or a group of them: each names neighbouring ports that must be bound and can't be, and why.
         """
         with ExitStack() as opened:
             readiness = Readiness()
             opened.callback(readiness.close)
-            listeners = cls(readiness, opened)
-            listeners._forwards, listeners._families = tuple(forwards), set(families)
-            for forward in listeners._forwards:
-                listeners._bind(forward, [family for family in _families(forward) if family in families])
-            listeners._sockets = opened.pop_all()
+            listeners = cls(readiness, tuple(forwards), families, freebind=freebind)
+            opened.callback(listeners.close)
+            with _uncollected():
+                listeners._binder.bind()
+            if listeners.descriptors > MANY_PORTS:
+                gc.freeze()
+            opened.pop_all()
             return listeners
 
     def add_families(self, families: Collection[int]) -> None:
-        """The guest has these now; ports that can't be bound in one that it had not are said in the log."""
-        new = set(families) - self._families
-        self._families |= new
-        for forward in self._forwards if new else ():
-            for family in new.intersection(_families(forward)):
-                try:
-                    self._open(forward, family)
-                except OSError as error:
-                    log.warning("%s, going on without it", _refusal(forward, family, error))
-                else:
-                    if forward not in self.bound:
-                        self.bound.append(forward)
+        """The guest's network has changed, and it has these now.
+
+        Ports that can't be bound in one that it had not are said in the log; what was refused before is tried again.
+        """
+        self._binder.add_families(families)
+
+    @property
+    def bound(self) -> list[PortForward]:
+        """The forwards that have a socket; of those that could be bound in part only, these ranges."""
+        ports: dict[int, set[int]] = {id(forward): set() for forward in self._forwards}
+        for port in chain(self._named, self.spare):
+            ports[id(port.forward)].add(port.port)
+        return [
+            evolve(forward, first=run.start, last=run.stop - 1, target=forward.target_of(run.start))
+            for forward in self._forwards
+            for run in runs(sorted(ports[id(forward)]))
+        ]
+
+    @property
+    def descriptors(self) -> int:
+        """How many there are of this process's."""
+        return len(self._named) + len(self.spare)
 
     @property
     def receiver(self) -> Receiver | None:
@@ -180,66 +232,55 @@ class PortListeners:
 
         One that is bound to all addresses of the host comes before one that is bound to a certain one.
         """
-        ports = self._udp_ports.get((target, len(destination)), ())
+        ports = self._udp_ports[len(destination)].get(target, ())
         return next((port for port in ports if port.can_reach(destination)), None)
 
     async def run(self) -> None:
-        """Accept and receive until cancelled."""
-        await self._readiness.run()
+        """Accept and receive, and bind what comes later, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._binder.run)
+            nursery.start_soon(self._readiness.run)
 
     def close(self) -> None:
         """Close all sockets."""
-        self._sockets.close()
+        for port in chain(self._named, self.spare):
+            port.socket.close()
+        self._named.clear()
+        self.spare.clear()
+        self._udp_ports = {4: {}, 16: {}}
+        self._readiness.close()
 
-    def _bind(self, forward: PortForward, families: Sequence[socket.AddressFamily]) -> None:
-        """Both families where no address is given; one is enough, since a host may lack the other."""
-        failures: dict[socket.AddressFamily, OSError] = {}
-        for family in families:
-            try:
-                self._open(forward, family)
-            except OSError as error:
-                failures[family] = error
-        if len(failures) < len(families):
-            self.bound.append(forward)
-        for family, failure in failures.items():
-            if failure.errno in _MISSING_FAMILY and len(failures) < len(families):
-                continue
-            refusal = _refusal(forward, family, failure)
-            if forward.must_bind:
-                raise StartupError(refusal)
-            log.warning("%s, going on without it", refusal)
-        if not families:
-            raise StartupError(f"can't forward port {forward.port} of {forward.address}: that address family is off")
-
-    def _open(self, forward: PortForward, family: int) -> None:
-        is_tcp = forward.protocol is Protocol.TCP
-        kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    def open_port(self, opener: Opener, port: int) -> None:
+        """Have another socket.  Raises OSError."""
+        sock, forward = opener.open(port), opener.forward
+        found: TcpPort | UdpPort
         try:
-            _prepare(sock, family, is_tcp)
-            sock.bind((str(forward.address or _WILDCARD[family]), forward.port))
-            if is_tcp:
-                sock.listen(BACKLOG)
-                self._watch(sock, lambda: self._accept(sock, forward.target))
-            else:
-                port = UdpPort(sock, forward.target, self, forward.address)
-                self._readiness.watch(
-                    sock.fileno(), partial(self._on_port_event, port), events=READABLE, edge_triggered=False
-                )
-                ports = self._udp_ports.setdefault((forward.target, 4 if family == socket.AF_INET else 16), [])
-                ports.insert(0 if forward.address is None else len(ports), port)
+            found = (TcpPort if forward.protocol is Protocol.TCP else UdpPort)(sock, forward, port, self)
+            self._readiness.watch(sock.fileno(), found, events=READABLE, edge_triggered=False)
         except BaseException:
             sock.close()
             raise
-        self._sockets.callback(sock.close)
+        (self.spare if forward.binding is Binding.SPARE else self._named).append(found)
+        if isinstance(found, UdpPort):
+            by_target = self._udp_ports[4 if opener.family == socket.AF_INET else 16]
+            others = by_target.get(found.target, ())
+            is_first = forward.address is None and forward.interface is None
+            by_target[found.target] = (found, *others) if is_first else (*others, found)
 
-    def _watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
-        self._readiness.watch(sock.fileno(), lambda _mask: on_readable(), events=READABLE, edge_triggered=False)
+    def close_last_spare(self) -> None:
+        """Close the spare one that was opened last."""
+        port = self.spare.pop()
+        if isinstance(port, UdpPort):
+            by_target = self._udp_ports[4 if port.socket.family == socket.AF_INET else 16]
+            by_target[port.target] = tuple(other for other in by_target[port.target] if other is not port)
+        self._readiness.forget(port.socket.fileno())
+        port.socket.close()
 
-    def _accept(self, listener: socket.socket, target: int) -> None:
+    def accept(self, port: TcpPort) -> None:
+        """Connections have come."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                host, name = listener.accept()
+                host, name = port.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -254,12 +295,13 @@ class PortListeners:
                 continue
             try:
                 sockets.prepare_tcp(host)
-                self.receiver.on_connection(host, Endpoint.of(name), target)
+                self.receiver.on_connection(host, Endpoint.of(name), port.target)
             except OSError as error:
                 log.debug("connection from %s: %s", name, error)
                 sockets.reset(host)
 
-    def _on_port_event(self, port: UdpPort, mask: int) -> None:
+    def on_port_event(self, port: UdpPort, mask: int) -> None:
+        """Datagrams have come, or errors about those that were sent."""
         if port in self._parked:
             return  # it will be told again
         try:
@@ -321,38 +363,13 @@ class PortListeners:
                 port.overflowed = overflowed
 
 
-def _prepare(sock: socket.socket, family: int, is_tcp: bool) -> None:
-    """Options before the bind: one family, quick restarts, and for UDP the address that a datagram was sent to."""
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    if is_tcp:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-    error_queue.enable(sock)
-    expect_bulk(sock)
-
-
-def _refusal(forward: PortForward, family: int, error: OSError) -> str:
-    where = forward.address or _WILDCARD[family]
-    return f"can't forward {forward.protocol.name} port {forward.port} of {where}: {_explain(error, forward.port)}"
-
-
-def _families(forward: PortForward) -> list[socket.AddressFamily]:
-    match forward.address:
-        case IPv4Address():
-            return [socket.AF_INET]
-        case IPv6Address():
-            return [socket.AF_INET6]
-        case _:
-            return [socket.AF_INET, socket.AF_INET6]
-
-
-def _explain(error: OSError, port: int) -> str:
-    reason = os.strerror(error.errno or 0)
-    if error.errno == errno.EACCES and port < 1024:
-        return f"{reason}: ports below net.ipv4.ip_unprivileged_port_start (see sysctl(8)) need CAP_NET_BIND_SERVICE"
-    return reason
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: so many new objects would set it off many times, in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

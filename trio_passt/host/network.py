@@ -16,13 +16,14 @@ kernel is `trio_passt.host.netlink`'s.  The rules, for each family by itself:
   answer is ours.
 - IPv6: the guest's router must be link-local (RFC 4861 section 6.1.2).  Where the host's is not, or there is
   none, it is the address made from our own MAC.
+- A named interface (`--interface`, `--outbound-if4`, `--outbound-if6`) is taken in place of the default route's: only
+  default routes by it count, and if there is none its best address does, without a gateway.
 - A family without default route is off, unless none has one: then both are in local mode, in which the guest
   and the host reach each other and nothing else.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
-from typing import TypeVar
 
 from attrs import frozen
 
@@ -38,8 +39,6 @@ MAIN_TABLE = 254
 
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
 """RFC 4193."""
-
-_Guest = TypeVar("_Guest", GuestIPv4, GuestIPv6)
 
 
 @frozen
@@ -118,11 +117,14 @@ def choose(
     *,
     ipv4: bool = True,
     ipv6: bool = True,
+    interface_ipv4: str | None = None,
+    interface_ipv6: str | None = None,
     known: Collection[IPv4Address | IPv6Address] = (),
 ) -> HostNetwork:
     """What the guest gets; a family that is not asked for is off without a note.
 
-    Of addresses that are as good as each other it is one that is `known` to the guest.
+    A named interface is taken in place of the default route's.  Of addresses that are as good as each other it is one
+    that is `known` to the guest.
     """
     notes: list[str] = []
     if ignored := sorted({route.table for route in routes} - {MAIN_TABLE}):
@@ -132,11 +134,13 @@ def choose(
     guest4 = guest6 = None
     addresses = sorted(addresses, key=lambda address: address.address not in known)
     try:
-        guest4 = _family(links, addresses, routes, 4, _ipv4, notes) if ipv4 else None
+        if ipv4:
+            guest4 = _ipv4(*_family(links, addresses, routes, 4, interface_ipv4, notes))
     except _Missing as reason:
         missing["IPv4"] = str(reason)
     try:
-        guest6 = _family(links, addresses, routes, 6, _ipv6, notes) if ipv6 else None
+        if ipv6:
+            guest6 = _ipv6(*_family(links, addresses, routes, 6, interface_ipv6, notes))
     except _Missing as reason:
         missing["IPv6"] = str(reason)
     if guest4 is None and guest6 is None:
@@ -153,27 +157,53 @@ def link_local_from_mac(mac: bytes) -> IPv6Address:
     return IPv6Address(bytes.fromhex("fe80000000000000") + identifier)
 
 
+ROUTER_IPV6 = link_local_from_mac(HOST_MAC)
+"""The guest's router where the host has none that is link-local.
+
+It is made of our usual MAC address even if the operator has set another: libvirt 9.0 sets the guest's own, and so it
+would be the guest's own address.
+"""
+
+
 def _family(
     links: Sequence[Link],
     addresses: Sequence[Address],
     routes: Sequence[DefaultRoute],
     version: int,
-    make: Callable[[Address, NextHop, str], _Guest],
+    interface: str | None,
     notes: list[str],
-) -> _Guest:
-    usable = {link.index: link for link in links if link.up and not link.loopback}
+) -> tuple[Address, NextHop, str]:
+    usable = {link.index: link for link in links if link.up and not link.loopback and interface in (None, link.name)}
+    addresses = [address for address in addresses if address.address.version == version]
     best = _best_route([route for route in routes if route.version == version], usable)
+    if best is None and interface is not None:
+        return _on_interface(usable, addresses, version, interface)
     if best is None:
         raise _Missing(f"no IPv{version} default route")
     route, hop = best
     link = usable[hop.link_index]
-    address = _best_address([a for a in addresses if a.address.version == version], route, hop)
+    address = _best_address(addresses, route, hop)
     if address is None:
         raise _Missing(f"no IPv{version} address for the default route by {link.name}")
     if len(route.next_hops) > 1:
         count = len(route.next_hops)
         notes.append(f"the IPv{version} default route has {count} paths: the guest gets {link.name}'s")
-    return make(address, hop, link.name)
+    return address, hop, link.name
+
+
+def _on_interface(
+    usable: dict[int, Link], addresses: Sequence[Address], version: int, interface: str
+) -> tuple[Address, NextHop, str]:
+    """For a named interface that no default route goes by: its best address, without a gateway."""
+    if not usable:
+        raise _Missing(f"no interface {interface} that is up")
+    hop = NextHop(next(iter(usable)))
+    address = _best_address(
+        [a for a in addresses if a.link_index == hop.link_index], DefaultRoute(version, (hop,)), hop
+    )
+    if address is None:
+        raise _Missing(f"no IPv{version} address on {interface}")
+    return address, hop, interface
 
 
 def _best_route(routes: Sequence[DefaultRoute], usable: dict[int, Link]) -> tuple[DefaultRoute, NextHop] | None:
@@ -214,24 +244,23 @@ def _on_link(address: Address, hop: NextHop) -> bool:
 
 def _ipv4(address: Address, hop: NextHop, interface: str) -> GuestIPv4:
     assert isinstance(address.address, IPv4Address)
-    gateway = hop.gateway if isinstance(hop.gateway, IPv4Address) else _substitute_gateway(address)
+    peer = address.peer if isinstance(address.peer, IPv4Address) else None
+    gateway = hop.gateway
+    if not isinstance(gateway, IPv4Address):
+        gateway = substitute_gateway(IPv4Interface((address.address, address.prefix_length)), peer)
     return GuestIPv4(address.address, address.prefix_length, gateway, interface)
 
 
-def _substitute_gateway(address: Address) -> IPv4Address:
+def substitute_gateway(address: IPv4Interface, peer: IPv4Address | None = None) -> IPv4Address:
     """For a route without gateway, or with an IPv6 one (RFC 8950)."""
-    assert isinstance(address.address, IPv4Address)
-    if isinstance(address.peer, IPv4Address) and address.peer != address.address:
-        return address.peer
-    subnet = IPv4Interface((address.address, address.prefix_length)).network
-    others = (host for host in subnet.hosts() if host != address.address)
+    if peer not in (None, address.ip):
+        assert peer is not None
+        return peer
+    others = (host for host in address.network.hosts() if host != address.ip)
     return next(others, LOCAL_IPV4.gateway)
 
 
 def _ipv6(address: Address, hop: NextHop, interface: str) -> GuestIPv6:
     assert isinstance(address.address, IPv6Address)
-    if isinstance(hop.gateway, IPv6Address) and hop.gateway.is_link_local:
-        gateway = hop.gateway
-    else:
-        gateway = link_local_from_mac(HOST_MAC)
+    gateway = hop.gateway if isinstance(hop.gateway, IPv6Address) and hop.gateway.is_link_local else ROUTER_IPV6
     return GuestIPv6(address.address, address.prefix_length, gateway, interface)

@@ -1,11 +1,11 @@
 """resolv.conf(5) → what the guest is told, and what is done with what it then asks.
 
 A nameserver is told as it is, unless the guest would not reach it there: a loopback address, the host's own
-address (which is the guest's own, too), and the gateway's (what the guest sends there ends at the host's
-loopback). Each of these is told as the gateway's address, with a `DnsForward` from there to the real one; or,
-if the operator has set an address for it, as that.
+address (which is the guest's own, too), and the one that is mapped to the host's loopback, which is the gateway's
+unless the operator has set another.  Each of these is told as that mapped address, with a `DnsForward` from there to
+the real one; or, if the operator has set an address for it (`--dns-forward`), as that.  With neither they are not told.
 
-In local mode there may be no nameserver yet: then the gateway's address is told all the same, so that the guest has
+In local mode there may be no nameserver yet: then the mapped address is told all the same, so that the guest has
 one as soon as the host does.
 """
 
@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from attrs import frozen
 
 from trio_passt.config import MAX_NAME_CHARACTERS, DnsForward, GuestIPv4, GuestIPv6, IPAddress, Resolvers, Wishes
+from trio_passt.host.mapping import loopback_address, of_family
 
 NO_WISHES = Wishes()
 
@@ -104,17 +105,20 @@ class _FamilyResolvers:
 def _of_family(guest: GuestIPv4 | GuestIPv6, on_host: Sequence[IPAddress], wishes: Wishes) -> _FamilyResolvers:
     """What one family is told, of its nameservers in order."""
     version = guest.address.version
-    set_forward = next((address for address in wishes.dns_forwards if address.version == version), None)
-    set_host = next((address for address in wishes.dns_hosts if address.version == version), None)
-    at_our_address = set_forward or guest.gateway
-    hidden = [address for address in on_host if _needs_forward(address, guest)]
-    told = [at_our_address if address in hidden else address for address in on_host]
-    if not told and (guest.is_local or set_host):
-        told = [at_our_address]
+    set_forward = of_family(wishes.dns_forwards, version)
+    set_host = of_family(wishes.dns_hosts, version)
+    mapped = loopback_address(guest, wishes)
+    at_our_address = set_forward or mapped
+    hidden = [address for address in on_host if _needs_forward(address, guest, mapped)]
+    told = [address for address in on_host if address not in hidden]
+    if at_our_address is not None:
+        told = [at_our_address if address in hidden else address for address in on_host]
+        if not told and (guest.is_local or set_host):
+            told = [at_our_address]
     candidates = on_host if set_forward else [*hidden, *on_host]
     nameserver = set_host or next(map(_reachable, candidates), None)
     forwards = []
-    if nameserver is not None and (set_forward or at_our_address in told):
+    if nameserver is not None and at_our_address is not None and (set_forward or at_our_address in told):
         forwards = [DnsForward(at_our_address, nameserver)]
     return _FamilyResolvers(list(dict.fromkeys(told)), forwards, [] if nameserver is None else [nameserver])
 
@@ -127,8 +131,8 @@ def _usable(nameserver: Nameserver, guest: GuestIPv4 | GuestIPv6) -> IPAddress |
     return None if is_elsewhere and nameserver.zone != guest.interface else nameserver.address
 
 
-def _needs_forward(address: IPAddress, guest: GuestIPv4 | GuestIPv6) -> bool:
-    return address.is_loopback or address.is_unspecified or address in (guest.address, guest.gateway)
+def _needs_forward(address: IPAddress, guest: GuestIPv4 | GuestIPv6, mapped: IPAddress | None) -> bool:
+    return address.is_loopback or address.is_unspecified or address in (guest.address, mapped)
 
 
 def _reachable(address: IPAddress) -> IPAddress:
@@ -161,8 +165,9 @@ def _nameserver(word: str) -> Nameserver | None:
 def _domains(words: Iterable[str]) -> tuple[str, ...]:
     """Names that DNS can carry, without the final dot; systemd's `search .` is the root, and says nothing."""
     names = (word.removesuffix(".") for word in words)
-    return tuple(dict.fromkeys(name for name in names if _is_domain(name)))
+    return tuple(dict.fromkeys(name for name in names if is_domain(name)))
 
 
-def _is_domain(name: str) -> bool:
+def is_domain(name: str) -> bool:
+    """Whether DNS can carry this name, which has no dot at its end."""
     return len(name) <= MAX_NAME_CHARACTERS and all(_LABEL.fullmatch(label) for label in name.split("."))

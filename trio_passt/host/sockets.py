@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from trio_passt.host import error_queue
 from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.outbound import NoWayOutError, Way
 
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED: frozenset[int] = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of a host that has no more descriptors, or memory for sockets."""
 
 NO_WAY = frozenset(
@@ -40,14 +41,21 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)
 _INT = struct.Struct("i")
 
 
-def start_tcp_connection(peer: Endpoint) -> socket.socket:
+def lacks_means(error: OSError) -> bool:
+    """Whether it is this host that lacks something, whoever the peer is: an operator wants to know."""
+    return error.errno in EXHAUSTED or isinstance(error, NoWayOutError)
+
+
+def start_tcp_connection(peer: Endpoint, way: Way | None = None) -> socket.socket:
     """A socket that is connecting, or connected already; readiness to write tells the end, `pending_error` the outcome.
 
-    Raises OSError for what fails at once (refused on loopback, unreachable, no descriptors left).
+    Raises OSError for what fails at once (refused on loopback, unreachable, no descriptors left, no such `way`).
     """
     sock = socket.socket(peer.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         prepare_tcp(sock)
+        if way is not None:
+            way.bind(sock)
         with contextlib.suppress(BlockingIOError):
             sock.connect(peer.sockaddr())
     except BaseException:
@@ -67,6 +75,13 @@ def is_connected(sock: socket.socket, peer: Endpoint) -> bool:
     if number not in (0, errno.EISCONN):
         raise OSError(number, os.strerror(number))
     return True
+
+
+def peer_of(sock: socket.socket) -> Endpoint | None:
+    """The other end of a connection; `None` if there is none (any more)."""
+    with contextlib.suppress(OSError):
+        return Endpoint.of(sock.getpeername())
+    return None
 
 
 def prepare_tcp(sock: socket.socket) -> None:
@@ -114,41 +129,52 @@ def round_trip_s(sock: socket.socket) -> float:
     return int.from_bytes(info[_TCP_INFO_RTT_AT : _TCP_INFO_RTT_AT + 4], sys.byteorder) / 1e6
 
 
-def open_ping(address_bytes: int, identifier: int) -> socket.socket:
+def open_ping(address_bytes: int, identifier: int, way: Way | None = None) -> socket.socket:
     """A ping socket (icmp(7), "ICMP datagram sockets") with the given echo identifier, if that one is free.
 
     Otherwise the kernel chooses the identifier (`getsockname()[1]`).  PermissionError: the process's group is not in
-    `net.ipv4.ping_group_range`.
+    `net.ipv4.ping_group_range`.  OSError also if there is no such `way`.
     """
     if address_bytes == 4:
-        family, protocol, wildcard = socket.AF_INET, socket.IPPROTO_ICMP, "0.0.0.0"
+        family, protocol = socket.AF_INET, socket.IPPROTO_ICMP
     else:
-        family, protocol, wildcard = socket.AF_INET6, socket.IPPROTO_ICMPV6, "::"
+        family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     error_queue.enable(sock)
     # Ping sockets are born with it, and then several may share an identifier, and one gets the replies to all.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     try:
+        if way is not None:
+            way.bind_to_interface(sock)
         try:
-            sock.bind((wildcard, identifier))
+            _bind_to(sock, identifier, way)
+        except NoWayOutError:
+            raise
         except OSError:
-            sock.bind((wildcard, 0))
+            _bind_to(sock, 0, way)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def open_udp(peer: Endpoint, port: int = 0, sharing: Sequence[socket.socket] = ()) -> tuple[socket.socket, bool]:
+def open_udp(
+    peer: Endpoint, port: int = 0, sharing: Sequence[socket.socket] = (), way: Way | None = None
+) -> tuple[socket.socket, bool]:
     """A UDP socket connected to `peer`: only that peer's datagrams, and errors about what it was sent, come back.
 
     And whether it has the local `port`, which it has if that is free; else it has one of the kernel's choice.  Sockets
     of ours in `sharing` may have it already, each with another peer: the kernel tells them apart.  They agree to it
-    (socket(7), SO_REUSEPORT), which holds for sockets of this user only.
+    (socket(7), SO_REUSEPORT), which holds for sockets of this user only.  Raises OSError, also if there is no such
+    `way`.
     """
     sock = socket.socket(peer.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        has_port = port != 0 and _bind(sock, port, sharing)
+        if way is not None:
+            way.bind_to_interface(sock)
+        has_port = port != 0 and _bind(sock, port, sharing, way)
+        if way is not None and not has_port:
+            way.bind_to_source(sock)
         error_queue.enable(sock)
         sock.connect(peer.sockaddr())
         if has_port:
@@ -159,16 +185,26 @@ def open_udp(peer: Endpoint, port: int = 0, sharing: Sequence[socket.socket] = (
     return sock, has_port
 
 
-def _bind(sock: socket.socket, port: int, sharing: Sequence[socket.socket]) -> bool:
+def _bind(sock: socket.socket, port: int, sharing: Sequence[socket.socket], way: Way | None) -> bool:
     try:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the same port of IPv4 is another flow's
         for one in (*sharing, sock) if sharing else ():
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(("", port))
+        _bind_to(sock, port, way)
+    except NoWayOutError:
+        raise
     except OSError:
         return False
     return True
+
+
+def _bind_to(sock: socket.socket, port: int, way: Way | None) -> None:
+    """To any address of the host, or to that of `way`."""
+    if way is not None and way.source is not None:
+        way.bind_to_source(sock, port)
+    else:
+        sock.bind(("", port))
 
 
 def _forget_received(sock: socket.socket) -> None:

@@ -21,6 +21,7 @@ from trio_passt.flow.key import FlowKey
 from trio_passt.flow.life import Life, rest
 from trio_passt.flow.reports import report_error, report_failure
 from trio_passt.flow.session import Session
+from trio_passt.flow.status import FlowStatus
 from trio_passt.host import error_queue, readiness, sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import DatagramError
@@ -85,6 +86,12 @@ class EchoFlow:
         """Whether its life has ended, though its task may not have found out yet: it takes no requests any more."""
         return self._life.is_over
 
+    def status(self) -> FlowStatus:
+        """How it stands."""
+        state = "ended" if self._life.is_over else "open" if self._host is not None else "no socket"
+        idle_s = trio.current_time() - self.active_at
+        return FlowStatus(self.key, state, is_opened_by_guest=True, on_host=self._on_host, idle_s=idle_s)
+
     async def run(self) -> None:
         """Pass requests and replies on until there are none for a while."""
         await self._life.run()
@@ -127,10 +134,15 @@ class EchoFlow:
 
     def _open(self) -> None:
         try:
-            self._host = sockets.open_ping(len(self.key.remote), self.key.guest_port)
+            way = self._session.way_to(self._on_host)
+            self._host = sockets.open_ping(len(self.key.remote), self.key.guest_port, way)
         except PermissionError:
             warn_no_permission()
             return
+        except OSError as error:
+            if sockets.lacks_means(error):
+                self._session.exhaustion.warn(log, "can't open a ping socket for the guest: %s", error.strerror)
+            raise
         self._host.connect(self._on_host.sockaddr())
         self._session.readiness.watch(
             self._host.fileno(), self._on_host_event, events=readiness.READABLE, edge_triggered=False

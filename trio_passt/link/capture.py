@@ -16,9 +16,10 @@ from pathlib import Path
 
 from trio_passt.errors import StartupError
 from trio_passt.link.base import Link
+from trio_passt.link.watched import WatchedLink
 from trio_passt.wire import framing, pcap
 from trio_passt.wire.checksum import Buffer
-from trio_passt.wire.frames import Capabilities, FrameBatch, FrameRun
+from trio_passt.wire.frames import FrameBatch, FrameRun
 
 _log = logging.getLogger(__name__)
 
@@ -82,81 +83,20 @@ def open_capture(path: Path, now_ns: Callable[[], int] = time.time_ns) -> Captur
     return Capture(file, str(path), now_ns)
 
 
-class CapturingLink:
+class CapturingLink(WatchedLink):
     """A `Link` that does what another one does, and records the frames that it gave or took.
 
-    What was left to the link (`Offload`) is not done yet in the record: such checksums look wrong there.
+    What was left to the link (`Offload`) is not done yet in the record: such checksums look wrong there.  The capture
+    outlives it, and is the next guest's, too.
     """
 
     def __init__(self, link: Link, capture: Capture) -> None:
-        self._link = link
+        super().__init__(link)
         self._capture = capture
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Those of the other link."""
-        return self._link.capabilities
-
-    async def receive_batch(self) -> FrameBatch:
-        """A batch from the guest, recorded."""
-        batch = await self._link.receive_batch()
+    def _came(self, batch: FrameBatch) -> None:
         self._capture.record(batch)
-        return batch
 
-    def fileno(self) -> int | None:
-        """That of the other link."""
-        return self._link.fileno()
-
-    def receive_now(self) -> FrameBatch | None:
-        """What the guest has sent, recorded."""
-        batch = self._link.receive_now()
-        if batch is not None:
-            self._capture.record(batch)
-        return batch
-
-    def send(self, runs: Sequence[FrameRun]) -> int:
-        """Send to the guest, and record as many frames as were taken."""
-        count = self._link.send(runs)
-        if count:
-            frames = (frame for run in runs for frame in framing.frames_of(run))
-            self._capture.record(islice(frames, count))
-        return count
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the other link is."""
-        return self._link.is_full
-
-    @property
-    def room_bytes(self) -> int:
-        """That of the other link."""
-        return self._link.room_bytes
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for the other link."""
-        return self._link.waiting
-
-    def gather(self) -> None:
-        """As the other link does; the record has the frames at once."""
-        self._link.gather()
-
-    def release(self) -> None:
-        """As the other link does."""
-        self._link.release()
-
-    def when_ready(self, callback: Callable[[], None]) -> None:
-        """As the other link does."""
-        self._link.when_ready(callback)
-
-    def forget(self, callback: Callable[[], None]) -> None:
-        """The link's."""
-        self._link.forget(callback)
-
-    async def run(self) -> None:
-        """The other link's task."""
-        await self._link.run()
-
-    def close(self) -> None:
-        """Close the other link.  The capture stays open, for the next guest."""
-        self._link.close()
+    def _went(self, runs: Sequence[FrameRun], count: int) -> None:
+        frames = (frame for run in runs for frame in framing.frames_of(run))
+        self._capture.record(islice(frames, count))

@@ -1,4 +1,5 @@
-"""The UNIX socket that guests connect to, and guests that come connected already (`--fd`).
+"""The UNIX socket that guests connect to: ours, or one that a service manager listens at for us; and guests that come
+connected already (`--fd`).
 
 Theory of operation
 -------------------
@@ -54,11 +55,14 @@ _ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class GuestListener:
-    """A listening socket at `path` (absolute)."""
+    """A listening socket at `path`, absolute; `None`: one without a file (an abstract address of unix(7)).
 
-    def __init__(self, sock: socket.socket, path: Path) -> None:
+    Its file is removed at the end if it `owns_file`.
+    """
+
+    def __init__(self, sock: socket.socket, path: Path | None, *, owns_file: bool = True) -> None:
         self._socket = sock
-        self._identity = _identity(path)
+        self._identity = _identity(path) if path is not None and owns_file else None
         self._warned_at = float("-inf")
         self.path = path
 
@@ -79,11 +83,25 @@ class GuestListener:
                 continue
             return StreamLink(connection)
 
+    def give_to(self, uid: int, gid: int) -> None:
+        """Make the file that user's, if it is ours to give; `StartupError` if that fails."""
+        if self.path is None or self._identity is None:
+            return
+        try:
+            descriptor = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if _identity_of(os.fstat(descriptor)) == self._identity:  # or it is another's by now
+                    os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StartupError(f"can't give {self.path} to user {uid}, group {gid}: {error.strerror}") from error
+
     def close(self) -> None:
         """Close the socket and remove its file, unless another has taken the file's place."""
         if self._socket.fileno() < 0:
             return
-        if self._identity is not None and _identity(self.path) == self._identity:
+        if self.path is not None and self._identity is not None and _identity(self.path) == self._identity:
             with suppress(OSError):
                 self.path.unlink()
         with suppress(RuntimeError):  # outside of trio.run there is nobody to notify
@@ -170,7 +188,23 @@ def _identity(path: Path) -> tuple[int, int] | None:
         status = path.lstat()
     except OSError:
         return None
+    return _identity_of(status)
+
+
+def _identity_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def from_listening_fd(fd: int) -> GuestListener:
+    """A socket that listens already, and whose file is somebody else's; `StartupError` if it does not."""
+    sock = _socket_at(fd)
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.detach()
+        raise StartupError(f"descriptor {fd}: not a socket that listens")
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    name = sock.getsockname()
+    return GuestListener(sock, Path(name) if isinstance(name, str) and name else None, owns_file=False)
 
 
 def from_fd(fd: int) -> StreamLink:
@@ -178,16 +212,20 @@ def from_fd(fd: int) -> StreamLink:
 
     `StartupError` unless it is a connected stream socket.
     """
-    try:
-        sock = socket.socket(fileno=fd)
-    except (OSError, ValueError) as error:
-        raise StartupError(f"descriptor {fd}: {getattr(error, 'strerror', None) or error}") from error
+    sock = _socket_at(fd)
     problem = _not_a_guest(sock)
     if problem is not None:
         sock.detach()
         raise StartupError(f"descriptor {fd}: {problem}")
     sock.set_inheritable(False)
     return StreamLink(sock)
+
+
+def _socket_at(fd: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=fd)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"descriptor {fd}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _not_a_guest(sock: socket.socket) -> str | None:

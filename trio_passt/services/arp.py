@@ -21,10 +21,11 @@ def answer(packet: Buffer, network: GuestNetwork) -> bytes | None:
     """The frame that answers the ARP packet (what follows the Ethernet header), or None where silence is
     right.
 
-    Silence for: the guest's own address (unless it goes by a former lease, in which that is its gateway's), also
+    Silence for: the guest's own addresses (unless it goes by a former lease, in which that is its gateway's), also
     loopback; announcements; probes, since an answer to one would tell the guest that an address it is about to take
-    is in use (RFC 5227 section 2.1.1), except those for the gateway's, which is; addresses that are no host's, such
-    as groups; replies.
+    is in use (RFC 5227 section 2.1.1), except those for the gateway's and for such that stand for the host, which are;
+    addresses that are no host's, such as groups; replies.  A guest whose MAC address is ours, too, is answered: libvirt
+    9.0 has it so.
 
     Raises MalformedPacket.
     """
@@ -33,14 +34,15 @@ def answer(packet: Buffer, network: GuestNetwork) -> bytes | None:
     asked = arp.parse(packet)
     if asked.operation != ArpOperation.REQUEST or asked.is_gratuitous:
         return None
-    if asked.sender_mac == network.host_mac or ethernet.is_multicast(asked.sender_mac):
+    if ethernet.is_multicast(asked.sender_mac):
         return None
     target = asked.target_address
-    if (target == network.ipv4.address and not _was_gateway(target, network)) or not _may_be_a_hosts(target):
+    if (host_side.owns(network.ipv4, target) and not _was_gateway(target, network)) or not _may_be_a_hosts(target):
         return None
     if not asked.is_probe and not _may_be_a_hosts(asked.sender_address):
         return None
-    if asked.is_probe and target != host_side.ipv4_address(network.ipv4):
+    is_taken = target == host_side.ipv4_address(network.ipv4) or host_side.stands_for_host(network, target)
+    if asked.is_probe and not is_taken:
         return None
     reply = ArpPacket(ArpOperation.REPLY, network.host_mac, target, asked.sender_mac, asked.sender_address)
     return _frame(asked.sender_mac, reply, network)
@@ -58,8 +60,8 @@ def sender(packet: Buffer) -> IPv4Address | None:
     return said.sender_address if _may_be_a_hosts(said.sender_address) else None
 
 
-def request(network: GuestNetwork) -> bytes:
-    """A broadcast frame that asks for the guest's address: the reply tells its MAC address before it has
+def requests(network: GuestNetwork) -> list[bytes]:
+    """Broadcast frames that ask for the guest's addresses: the reply tells its MAC address before it has
     spoken.
 
     ValueError: IPv4 is off.
@@ -67,8 +69,9 @@ def request(network: GuestNetwork) -> bytes:
     if network.ipv4 is None:
         raise ValueError("an ARP request needs IPv4")
     sender = host_side.ipv4_address(network.ipv4)
-    asked = ArpPacket(ArpOperation.REQUEST, network.host_mac, sender, _UNKNOWN_MAC, network.ipv4.address)
-    return _frame(BROADCAST, asked, network)
+    targets = (own.ip for own in host_side.own_ipv4(network.ipv4))
+    asked = (ArpPacket(ArpOperation.REQUEST, network.host_mac, sender, _UNKNOWN_MAC, target) for target in targets)
+    return [_frame(BROADCAST, each, network) for each in asked]
 
 
 def _was_gateway(address: IPv4Address, network: GuestNetwork) -> bool:

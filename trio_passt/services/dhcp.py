@@ -1,4 +1,4 @@
-"""DHCP (RFC 2131): one guest, one address, and no state: what is asked decides what is answered.
+"""DHCP (RFC 2131): one guest, and no state: what is asked decides what is answered.
 
 Theory of operation
 -------------------
@@ -6,6 +6,8 @@ Every lease says the same until the host's network changes, so nothing needs to 
 and its request, and a guest that comes back from suspension, or a second client in the guest (an initramfs,
 then the system), finds what the first one found.  Which state a client is in can be read from its REQUEST (RFC
 2131 section 4.3.2).
+
+A guest with several addresses is given the first, unless it asks for another of them.
 
 When the host's network has changed, a guest that asks for its former address keeps it, and with it its
 connections, as long as the host has it, too; else it is refused, and starts again with today's.  We speak to it
@@ -110,22 +112,25 @@ def _decide(asked: DhcpMessage, today: GuestIPv4, network: GuestNetwork) -> _Dec
         case None if asked.server_name.lower() not in (b"", _boot_server_name(network)):
             return None  # it wants a certain server: RFC 951 section 7.3
         case None:
-            return today, _bootp_reply(asked, today, network)
-        case DhcpMessageType.DISCOVER if asked.option(DhcpOption.RAPID_COMMIT) is None:
-            return today, _lease(DhcpMessageType.OFFER, asked, today, network)
-        case DhcpMessageType.DISCOVER:  # RFC 4039 section 3.1
-            return today, _lease(DhcpMessageType.ACK, asked, today, network)
+            guest = _with_requested(asked, today)
+            return guest, _bootp_reply(asked, guest, network)
+        case DhcpMessageType.DISCOVER:
+            is_rapid = asked.option(DhcpOption.RAPID_COMMIT) is not None  # RFC 4039 section 3.1
+            kind = DhcpMessageType.ACK if is_rapid else DhcpMessageType.OFFER
+            guest = _with_requested(asked, today)
+            return guest, _lease(kind, asked, guest, network)
         case DhcpMessageType.REQUEST:
             return _decide_request(asked, today, network)
         case DhcpMessageType.INFORM:
-            return today, _information(asked, today, network)
+            guest = _with_requested(asked, today)
+            return guest, _information(asked, guest, network)
         case DhcpMessageType.DECLINE:
             log.debug("the guest declines its address: it is in use, it says")
     return None
 
 
 def _decide_request(asked: DhcpMessage, today: GuestIPv4, network: GuestNetwork) -> _Decision | None:
-    """RFC 2131 section 4.3.2.  Today's address is acknowledged in any state, a former one where a client may have
+    """RFC 2131 section 4.3.2.  Today's addresses are acknowledged in any state, a former one where a client may have
     connections with it: not in SELECTING, in which it names a server and has no address.
     """
     former = [(one.guest, one.on_host) for one in network.former if isinstance(one.guest, GuestIPv4)]
@@ -135,11 +140,12 @@ def _decide_request(asked: DhcpMessage, today: GuestIPv4, network: GuestNetwork)
     address = _requested_address(asked)
     if address is None or (server is not None and named is None):
         return None
-    if address == today.address:
-        return today, _lease(DhcpMessageType.ACK, asked, today, network)
+    if (own := host_side.with_first(today, address)) is not None:
+        return own, _lease(DhcpMessageType.ACK, asked, own, network)
     if named is not None and asked.ciaddr == _UNSPECIFIED:
         return named, _refusal(asked, named)
-    guest, is_kept = next((lease for lease in former if lease[0].address == address), (today, False))
+    had = ((host_side.with_first(guest, address), is_kept) for guest, is_kept in former)
+    guest, is_kept = next(((guest, is_kept) for guest, is_kept in had if guest is not None), (today, False))
     return guest, _lease(DhcpMessageType.ACK, asked, guest, network) if is_kept else _refusal(asked, guest)
 
 
@@ -160,6 +166,13 @@ def _requested_address(asked: DhcpMessage) -> IPv4Address | None:
     if len(value) != 4:
         raise MalformedPacket(f"DHCP requested address of {len(value)} bytes")
     return IPv4Address(value)
+
+
+def _with_requested(asked: DhcpMessage, guest: GuestIPv4) -> GuestIPv4:
+    """With the address that the client asks for or has, if it may have that, as its first (section 4.3.1)."""
+    value = asked.option(DhcpOption.REQUESTED_ADDRESS)
+    address = IPv4Address(value) if value is not None and len(value) == 4 else asked.ciaddr
+    return host_side.with_first(guest, address) or guest
 
 
 def _lease(kind: DhcpMessageType, asked: DhcpMessage, guest: GuestIPv4, network: GuestNetwork) -> DhcpMessage:
@@ -206,7 +219,7 @@ def _configuration(asked: DhcpMessage, options: Options, guest: GuestIPv4, netwo
         reply = evolve(reply, options=(*reply.options, (DhcpOption.VENDOR_CLASS, _HTTP_CLIENT)))
     return evolve(
         reply,
-        siaddr=network.boot.server or host_side.ipv4_address(guest),
+        siaddr=network.boot.server or host_side.host_ipv4_address(network, guest),
         server_name=network.boot.server_name.encode("ascii"),
         boot_file=network.boot.file.encode("ascii"),
     )

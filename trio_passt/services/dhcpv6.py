@@ -1,14 +1,14 @@
-"""DHCPv6 (RFC 8415): one guest, one address, and no state, as with DHCP for IPv4.
+"""DHCPv6 (RFC 8415): one guest, and no state, as with DHCP for IPv4.
 
-The guest has its default route and its prefix from router advertisements; from here it has the host's very
-address, its name, the resolvers and the search list.
+The guest has its default route and its prefixes from router advertisements; from here it has the host's very
+address (or those that the operator has for it), its name, the resolvers and the search list.
 
-No bindings are kept: the configuration is the binding.  The guest's address is whoever's IA_NA asks for it, one in a
-message; what the host had before its network changed is known, too, and whether it still has it.
+No bindings are kept: the configuration is the binding.  The guest's addresses are whoever's IA_NA asks for them, one in
+a message; what the host had before its network changed is known, too, and whether it still has it.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv6Address, IPv6Interface
+from ipaddress import IPv6Address, IPv6Network
 
 from attrs import define, field, frozen
 
@@ -39,6 +39,8 @@ _UDP_IPV6_BYTES = ipv6.HEADER_BYTES + udp.HEADER_BYTES
 _MESSAGE_HEAD_BYTES = 4
 _OPTION_HEAD_BYTES = 4
 _MAX_SEARCH_BYTES = 512
+_MAX_ADDRESSES = 16
+"""So many are given the guest in one reply."""
 _MAX_OTHERS = 8
 """Of the other addresses in a client's IA, so many are answered at a time: the reply has to fit a packet."""
 _DUID_LL = bytes.fromhex("00030001")
@@ -82,7 +84,7 @@ def answer(
     message = _reply(asked, network.ipv6, network, reply) if to_group else _use_multicast(asked, reply)
     if message is None:
         return None
-    addresses = (host_side.ipv6_address(network.ipv6, network.host_mac).packed, source)
+    addresses = (host_side.ipv6_address(network.ipv6).packed, source)
     return host_side.udp_frame(
         (network.host_mac, guest_mac), addresses, (SERVER_PORT, CLIENT_PORT), dhcpv6.emit(message)
     )
@@ -125,27 +127,31 @@ class _Association:
 
 @frozen
 class _Leases:
-    """Which addresses the guest has or had: `current` (None: there is none to have), `former` from before the host's
+    """Which addresses the guest has or had: `current` (there may be none to have), `former` from before the host's
     network changed, and of these `kept`, that the host still has.
     """
 
-    current: IPv6Address | None
+    current: tuple[IPv6Address, ...]
     former: frozenset[IPv6Address]
     kept: frozenset[IPv6Address]
-    link: IPv6Interface
+    links: tuple[IPv6Network, ...]
     times: LeaseTimes
 
     def are_on_link(self, addresses: Iterable[IPv6Address]) -> bool:
-        """Whether all have the prefix of the host's interface or the /64 that is announced, or are kept."""
-        return all(address in self.link.network or address in self.kept for address in addresses)
+        """Whether all have the prefix of the host's interface or a /64 that is announced, or are kept."""
+        return all(address in self.kept or any(address in link for link in self.links) for address in addresses)
 
-    def have(self, association: _Association) -> bool:
+    def had(self, association: _Association) -> bool:
         """Whether the IA names an address that the guest has or had."""
-        return self.current in association.addresses or not self.former.isdisjoint(association.addresses)
+        return self.has(association) or not self.former.isdisjoint(association.addresses)
+
+    def has(self, association: _Association) -> bool:
+        """Whether it names one that the guest has."""
+        return any(address in association.addresses for address in self.current)
 
     def rank(self, association: _Association) -> tuple[bool, bool]:
-        """The smallest is whose the address is, or shall be, among the IA_NAs of a message."""
-        return self.current not in association.addresses, not self.have(association)
+        """The smallest is whose the addresses are, or shall be, among the IA_NAs of a message."""
+        return not self.has(association), not self.had(association)
 
 
 def _is_valid(asked: Dhcpv6Message, server_duid: bytes) -> bool:
@@ -208,12 +214,13 @@ def _offer(asked: Dhcpv6Message, associations: Iterable[_Association], leases: _
 
 def _leases(guest: GuestIPv6, network: GuestNetwork) -> _Leases:
     """In local mode there is no address to have: link-local ones the guest makes itself."""
-    current = None if guest.address.is_link_local else guest.address
-    addresses = [(each.guest.address, each.on_host) for each in network.former]
-    former = frozenset(address for address, _ in addresses if isinstance(address, IPv6Address))
-    kept = former.intersection(address for address, on_host in addresses if on_host)
-    link = IPv6Interface((guest.address, min(64, guest.prefix_length)))
-    return _Leases(current, former, kept, link, host_side.lease_times(guest))
+    own = host_side.own_ipv6(guest)
+    current = tuple(each.ip for each in own if not each.ip.is_link_local)[:_MAX_ADDRESSES]
+    had = [(each.guest, each.on_host) for each in network.former if isinstance(each.guest, GuestIPv6)]
+    former = frozenset(each.ip for guest, _ in had for each in host_side.own_ipv6(guest))
+    kept = frozenset(each.ip for guest, on_host in had if on_host for each in host_side.own_ipv6(guest))
+    links = tuple(IPv6Network((each.ip, min(64, each.network.prefixlen)), strict=False) for each in own)
+    return _Leases(current, former, kept, links, host_side.lease_times(guest))
 
 
 def _parse_association(option: Dhcpv6Option) -> _Association:
@@ -225,7 +232,7 @@ def _parse_association(option: Dhcpv6Option) -> _Association:
 
 
 def _chosen(associations: Iterable[_Association], leases: _Leases) -> _Association | None:
-    """The one that has the address: an IA_NA that names it already, or has a former one, or the first."""
+    """The one that has the addresses: an IA_NA that names one already, or has a former one, or the first."""
     permanent = [association for association in associations if association.code == Dhcpv6OptionCode.IA_NA]
     return min(permanent, key=leases.rank, default=None) if leases.current else None
 
@@ -237,7 +244,7 @@ def _assign(
     network: GuestNetwork,
     reply: _Reply,
 ) -> None:
-    """An answer to each IA, the one that has the address first, for there may be no room for all; and parameters."""
+    """An answer to each IA, the one that has the addresses first, for there may be no room for all; and parameters."""
     chosen = _chosen(associations, leases)
     for association in sorted(associations, key=lambda each: each is not chosen):
         reply.add(_assigned(asked.type, association, leases, is_chosen=association is chosen))
@@ -245,7 +252,7 @@ def _assign(
 
 
 def _assigned(kind: int, association: _Association, leases: _Leases, *, is_chosen: bool) -> Dhcpv6Option:
-    """The IA with the guest's address or a status; when it is renewed, also with what becomes of others (RFC 8415
+    """The IA with the guest's addresses or a status; when it is renewed, also with what becomes of others (RFC 8415
     sections 18.3.2, 18.3.4, 18.3.5): those the host still has are deprecated, all others not valid any more.
     """
     if association.code == Dhcpv6OptionCode.IA_PD:
@@ -254,13 +261,13 @@ def _assigned(kind: int, association: _Association, leases: _Leases, *, is_chose
         return _refused(association, Dhcpv6Status.NOT_ON_LINK, "not an address of this link")
     times = leases.times
     answers = []
-    if is_chosen and leases.current is not None:
-        answers.append(IaAddress(leases.current, times.valid_s, times.valid_s))
+    if is_chosen:
+        answers += [IaAddress(address, times.valid_s, times.valid_s) for address in leases.current]
     if kind in (Dhcpv6Type.RENEW, Dhcpv6Type.REBIND):
-        others = [address for address in association.addresses if address != leases.current]
+        others = [address for address in association.addresses if address not in leases.current]
         answers += [IaAddress(each, 0, times.valid_s if each in leases.kept else 0) for each in others[:_MAX_OTHERS]]
     if not answers:
-        return _refused(association, Dhcpv6Status.NO_ADDRESSES_AVAILABLE, "the host has one address, if any")
+        return _refused(association, Dhcpv6Status.NO_ADDRESSES_AVAILABLE, "there are no other addresses")
     t1_s, t2_s = (times.renewal_s, times.rebinding_s) if any(each.valid_s for each in answers) else (0, 0)
     options = tuple(map(dhcpv6.emit_address, answers))
     return dhcpv6.emit_association(association.code, IdentityAssociation(association.identifier, t1_s, t2_s, options))
@@ -282,7 +289,7 @@ def _noted(associations: Iterable[_Association], leases: _Leases) -> Iterable[Dh
     yield dhcpv6.status_option(Dhcpv6Status.SUCCESS, "noted")
     for association in associations:
         is_permanent = association.code == Dhcpv6OptionCode.IA_NA
-        if not is_permanent or (association.addresses and not leases.have(association)):
+        if not is_permanent or (association.addresses and not leases.had(association)):
             yield _refused(association, Dhcpv6Status.NO_BINDING, "not known here")
 
 

@@ -1,11 +1,11 @@
 """Who the host's side of the link is to the guest, and datagrams from there: what all services share."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
+from trio_passt.config import HOST_MAC, GuestIPv4, GuestIPv6, GuestNetwork
 from trio_passt.host.network import link_local_from_mac
 from trio_passt.wire import domain, ip, udp
 from trio_passt.wire.ip import IPProtocol
@@ -31,7 +31,7 @@ LOCAL_RENEWAL_S = 30
 LOCAL_REBINDING_S = LOCAL_LEASE_S * 7 // 8
 """The same in local mode: a host that was offline may soon have a network, and the guest shall soon have it, too."""
 
-_FALLBACKS = (IPv4Address("169.254.2.2"), IPv4Address("169.254.2.1"))
+_FALLBACKS = (IPv4Address("169.254.2.2"), IPv4Address("169.254.2.1"), IPv4Address("169.254.2.3"))
 
 
 @frozen
@@ -50,14 +50,52 @@ def lease_times(guest: GuestIPv4 | GuestIPv6) -> LeaseTimes:
     return LeaseTimes(LEASE_S, RENEWAL_S, REBINDING_S)
 
 
+def own_ipv4(guest: GuestIPv4) -> tuple[IPv4Interface, ...]:
+    """The addresses that the guest may have, with their masks."""
+    return (IPv4Interface((guest.address, guest.prefix_length)), *guest.others)
+
+
+def own_ipv6(guest: GuestIPv6) -> tuple[IPv6Interface, ...]:
+    """The same of IPv6."""
+    return (IPv6Interface((guest.address, guest.prefix_length)), *guest.others)
+
+
+def owns(guest: GuestIPv4 | GuestIPv6, address: IPv4Address | IPv6Address) -> bool:
+    """Whether this is an address that the guest may have."""
+    return address == guest.address or any(address == other.ip for other in guest.others)
+
+
+def with_first(guest: GuestIPv4, address: IPv4Address) -> GuestIPv4 | None:
+    """The same for a guest that wants this one of its addresses; `None` if it is none of them."""
+    own = own_ipv4(guest)
+    first = next((each for each in own if each.ip == address), None)
+    if first is None:
+        return None
+    others = tuple(each for each in own if each is not first)
+    return evolve(guest, address=address, prefix_length=first.network.prefixlen, others=others)
+
+
 def ipv4_address(guest: GuestIPv4) -> IPv4Address:
     """The address that DHCP and ARP speak from: the gateway's.
 
     On a host without gateway (a point-to-point interface), or where it would be the guest's own address, a
     link-local one (RFC 3927) stands in: ARP answers for it, and so it works as the guest's gateway.
     """
-    unusable = (guest.address, IPv4Address(0))
+    unusable = {IPv4Address(0), *(own.ip for own in own_ipv4(guest))}
     return next(address for address in (guest.gateway, *_FALLBACKS) if address not in unusable)
+
+
+def host_ipv4_address(network: GuestNetwork, guest: GuestIPv4) -> IPv4Address:
+    """Where the guest reaches the host: at the address that stands for its loopback, or else at the gateway's."""
+    for mapping in network.host_addresses:
+        if isinstance(mapping.seen_by_guest, IPv4Address) and mapping.on_host.is_loopback:
+            return mapping.seen_by_guest
+    return ipv4_address(guest)
+
+
+def stands_for_host(network: GuestNetwork, address: IPv4Address | IPv6Address) -> bool:
+    """Whether what the guest sends to this address is for the host, so that nobody else can have it."""
+    return any(mapping.seen_by_guest == address for mapping in network.host_addresses)
 
 
 def gateway_is_on_link(guest: GuestIPv4) -> bool:
@@ -65,14 +103,15 @@ def gateway_is_on_link(guest: GuestIPv4) -> bool:
     return ipv4_address(guest) in IPv4Interface((guest.address, guest.prefix_length)).network
 
 
-def ipv6_address(guest: GuestIPv6, host_mac: bytes) -> IPv6Address:
+def ipv6_address(guest: GuestIPv6) -> IPv6Address:
     """The link-local address that router advertisements and DHCPv6 come from (RFC 4861 section 4.2).
 
-    The gateway's, or the one made of `host_mac` (RFC 4291 appendix A) if that is not link-local.
+    The gateway's, or, if that is not link-local, the one made of our usual MAC address (RFC 4291 appendix A).  Not of
+    one that the operator has set: libvirt 9.0 sets the guest's own, and so it would be the guest's own address.
     """
     if guest.gateway.is_link_local and guest.gateway != guest.address:
         return guest.gateway
-    return link_local_from_mac(host_mac)
+    return link_local_from_mac(HOST_MAC)
 
 
 def search_list(network: GuestNetwork, limit_bytes: int) -> tuple[str, ...]:

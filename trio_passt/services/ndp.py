@@ -1,7 +1,7 @@
 """Neighbour discovery (RFC 4861): the host's side is the guest's router, and every neighbour it may have.
 
 Duplicate address detection is left alone (RFC 4862 section 5.4): its solicitations come from the unspecified
-address, and only one for the router's own address is answered.
+address, and only those for the router's own address and for such that stand for the host are answered.
 
 When the host's network changes, the guest is told what holds now and what does not hold any more.  Prefixes that
 are gone stay in each advertisement for as long as they are known, so that none of them has to arrive; resolvers
@@ -9,7 +9,7 @@ and search domains that are gone are taken back once, and else end with their li
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv6Address, IPv6Interface
+from ipaddress import IPv6Address, IPv6Network
 
 from attrs import evolve
 
@@ -48,8 +48,10 @@ ALL_ROUTERS = IPv6Address("ff02::2")
 GUEST_HOP_LIMIT = 64
 
 _MAX_SEARCH_BYTES = 512
-_MAX_FORMER_PREFIXES = 4
-"""With so many, 16 servers that hold, 16 that do not, and a long search list, an advertisement has 1280 bytes."""
+_MAX_PREFIXES = 5
+"""With so many, former ones among them, 16 servers that hold, 16 that do not, and a long search list, an advertisement
+has 1280 bytes.
+"""
 _DNS_OPTION_HEAD_BYTES = 8
 _SOLICITED_NODE = IPv6Address("ff02::1:ff00:0").packed[:13]
 _UNSPECIFIED = bytes(16)
@@ -81,10 +83,18 @@ def answer(
             _check_solicitation(source, destination, asked)
             return _answer_neighbor(guest_mac, source, asked, network.ipv6, network)
         case RouterSolicitation(source_mac):
+            if not tells_router(network):
+                return None
             if source == _UNSPECIFIED and source_mac is not None:
                 raise MalformedPacket("router solicitation from :: with a source link-layer address")
             return _answer_router(guest_mac, source, destination, network.ipv6, network)
     return None
+
+
+def tells_router(network: GuestNetwork) -> bool:
+    """Whether there are router advertisements."""
+    services = network.services
+    return network.ipv6 is not None and services.ndp and services.router_advertisements
 
 
 def claimed(source: bytes, message: IcmpMessage) -> IPv6Address | None:
@@ -102,7 +112,7 @@ def advertisement(network: GuestNetwork, *, router_lifetime_s: int = ROUTER_LIFE
 
     ValueError: IPv6 is off.
     """
-    router = host_side.ipv6_address(_ipv6(network), network.host_mac)
+    router = host_side.ipv6_address(_ipv6(network))
     return _frame(_TO_GROUP, router, ALL_NODES, _advertised(network, router_lifetime_s), network)
 
 
@@ -114,7 +124,7 @@ def changes(before: GuestNetwork, now: GuestNetwork) -> list[bytes]:
     (RFC 4862 section 5.5.3 e), so connections go on. Resolvers and search domains that are gone are taken back
     (RFC 8106 sections 5.1, 5.2).
     """
-    if _known(before) == _known(now):
+    if _known(before) == _known(now) or not (tells_router(before) or tells_router(now)):
         return []
     former, current = _router(before), _router(now)
     holds = _held(now)
@@ -129,16 +139,18 @@ def changes(before: GuestNetwork, now: GuestNetwork) -> list[bytes]:
     return frames
 
 
-def solicitation(network: GuestNetwork) -> bytes:
-    """A neighbour solicitation for the guest's address: the reply tells its MAC address before it has spoken.
+def solicitations(network: GuestNetwork) -> list[bytes]:
+    """Neighbour solicitations for the guest's addresses: the reply tells its MAC address before it has spoken.
 
     ValueError: IPv6 is off.
     """
     guest = _ipv6(network)
-    source = host_side.ipv6_address(guest, network.host_mac)
-    asked = NeighborSolicitation(guest.address, network.host_mac)
-    group = IPv6Address(_solicited_node(guest.address))
-    return _frame(_TO_GROUP, source, group, asked, network)
+    source = host_side.ipv6_address(guest)
+    frames = []
+    for target in (own.ip for own in host_side.own_ipv6(guest)):
+        group = IPv6Address(_solicited_node(target))
+        frames.append(_frame(_TO_GROUP, source, group, NeighborSolicitation(target, network.host_mac), network))
+    return frames
 
 
 def next_interval_s(sent_so_far: int, random_unit: float) -> float:
@@ -171,11 +183,11 @@ def _answer_neighbor(
     guest_mac: bytes, source: bytes, asked: NeighborSolicitation, guest: GuestIPv6, network: GuestNetwork
 ) -> bytes | None:
     target = asked.target
-    is_router = target in (guest.gateway, host_side.ipv6_address(guest, network.host_mac))
+    is_router = target in (guest.gateway, host_side.ipv6_address(guest))
     probing = source == _UNSPECIFIED
-    if target == guest.address or target.packed == source or target.is_unspecified or target.is_loopback:
+    if host_side.owns(guest, target) or target.packed == source or target.is_unspecified or target.is_loopback:
         return None
-    if probing and not is_router:
+    if probing and not (is_router or host_side.stands_for_host(network, target)):
         return None
     to = ALL_NODES if probing else IPv6Address(source)
     reply = NeighborAdvertisement(target, network.host_mac, router=is_router, solicited=not probing, override=True)
@@ -188,7 +200,7 @@ def _answer_router(
     """To a neighbour that is no router a solicitation says nothing (RFC 4861 section 6.2.6); the router is in
     two groups.
     """
-    router = host_side.ipv6_address(guest, network.host_mac)
+    router = host_side.ipv6_address(guest)
     if IPv6Address(destination) not in (ALL_ROUTERS, ALL_NODES, router):
         return None
     to = ALL_NODES if source == _UNSPECIFIED else IPv6Address(source)
@@ -196,12 +208,12 @@ def _answer_router(
 
 
 def _router(network: GuestNetwork) -> IPv6Address | None:
-    return None if network.ipv6 is None else host_side.ipv6_address(network.ipv6, network.host_mac)
+    return None if network.ipv6 is None else host_side.ipv6_address(network.ipv6)
 
 
 def _known(network: GuestNetwork) -> tuple[object, ...]:
     """What the guest knows of IPv6 from advertisements and from DHCPv6."""
-    return _router(network), network.ipv6 and network.ipv6.address, _advertised(network)
+    return _router(network), network.ipv6 and host_side.own_ipv6(network.ipv6), _advertised(network)
 
 
 def _advertised(network: GuestNetwork, router_lifetime_s: int = ROUTER_LIFETIME_S) -> RouterAdvertisement:
@@ -213,17 +225,18 @@ def _held(network: GuestNetwork, router_lifetime_s: int = ROUTER_LIFETIME_S) -> 
     """What holds now; nothing, if IPv6 is off."""
     if network.ipv6 is None:
         return RouterAdvertisement(0, GUEST_HOP_LIMIT, source_mac=network.host_mac)
-    prefix = _prefix(network.ipv6)
+    prefixes = _prefixes(network.ipv6)
+    has_dhcpv6 = network.services.dhcpv6
     has_mtu = network.mtu_bytes >= host_side.IPV6_MIN_MTU_BYTES
     servers, search = _told_servers(network), _told_search(network)
     return RouterAdvertisement(
         0 if network.ipv6_offline else router_lifetime_s,
         GUEST_HOP_LIMIT,
-        managed=prefix is not None,
-        other=True,
+        managed=bool(prefixes) and has_dhcpv6,
+        other=has_dhcpv6,
         source_mac=network.host_mac,
         mtu_bytes=network.mtu_bytes if has_mtu else None,
-        prefixes=(Prefix(prefix, 64, PREFIX_VALID_S, PREFIX_PREFERRED_S),) if prefix else (),
+        prefixes=tuple(Prefix(prefix, 64, PREFIX_VALID_S, PREFIX_PREFERRED_S) for prefix in prefixes),
         dns_servers=(DnsServers(router_lifetime_s, servers),) if servers else (),
         dns_search=(DnsSearch(router_lifetime_s, search),) if search else (),
     )
@@ -250,19 +263,20 @@ def _with_former_prefixes(
 ) -> RouterAdvertisement:
     """`value`, and the prefixes that the guest shall make no new connections from, the latest first."""
     on_host: dict[IPv6Address, bool] = {}
+    current = _prefixes(guest) if guest else ()
     for each in former:
-        prefix = _prefix(each.guest) if isinstance(each.guest, GuestIPv6) else None
-        if prefix is not None and (guest is None or prefix != _prefix(guest)):
-            on_host[prefix] = on_host.get(prefix, False) or each.on_host
+        for prefix in _prefixes(each.guest) if isinstance(each.guest, GuestIPv6) else ():
+            if prefix not in current:
+                on_host[prefix] = on_host.get(prefix, False) or each.on_host
     prefixes = (Prefix(prefix, 64, PREFIX_VALID_S if kept else 0, 0) for prefix, kept in on_host.items())
-    return evolve(value, prefixes=(*value.prefixes, *tuple(prefixes)[:_MAX_FORMER_PREFIXES]))
+    return evolve(value, prefixes=(*value.prefixes, *prefixes)[:_MAX_PREFIXES])
 
 
-def _prefix(guest: GuestIPv6) -> IPv6Address | None:
-    """The /64 for SLAAC; a link-local address has none to announce."""
-    if guest.address.is_link_local:
-        return None
-    return IPv6Interface((guest.address, 64)).network.network_address
+def _prefixes(guest: GuestIPv6) -> tuple[IPv6Address, ...]:
+    """The /64 of each address, for SLAAC; a link-local address has none to announce."""
+    addresses = (own.ip for own in host_side.own_ipv6(guest) if not own.ip.is_link_local)
+    prefixes = dict.fromkeys(IPv6Network((address, 64), strict=False).network_address for address in addresses)
+    return tuple(prefixes)[:_MAX_PREFIXES]
 
 
 def _told_servers(network: GuestNetwork) -> tuple[IPv6Address, ...]:

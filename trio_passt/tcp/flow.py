@@ -61,11 +61,13 @@ from trio_passt.flow.key import FlowKey
 from trio_passt.flow.life import SOON, Life, rest
 from trio_passt.flow.reports import report_failure
 from trio_passt.flow.session import Session
-from trio_passt.host import readiness, sockets
+from trio_passt.flow.status import FlowStatus
+from trio_passt.host import readiness, sockets, traffic
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.queue import ReceiveQueue, has_peek_offset
-from trio_passt.tcp import handshake, seq, timeouts
+from trio_passt.tcp import handshake, seq, states, timeouts
 from trio_passt.tcp.bridge import Bridge, GuestReset
+from trio_passt.tcp.closing import ToGuestState
 from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, FromGuest
 from trio_passt.tcp.opening import Opening, Verdict
 from trio_passt.tcp.output import Output
@@ -146,6 +148,19 @@ class TcpFlow:
     def wake(self) -> None:
         """There is something in the inbox; or, of a new flow: it may begin at once."""
         self._life.ring()
+
+    def status(self) -> FlowStatus:
+        """How it stands.  What has passed is what the kernel has counted at the host's side."""
+        host, bridge, is_outbound = self._host, self._bridge, self._syn is not None
+        if host is None or bridge is None or self._is_over:
+            opening = "SYN-SENT" if is_outbound else "SYN-RECEIVED"
+            state = "CLOSED" if self._is_over or self._life.is_over else opening
+            return FlowStatus(self.key, state, is_outbound, self._destination)
+        state = states.name(bridge.from_guest.state, bridge.to_guest.state)
+        peer = self._destination or sockets.peer_of(host)
+        passed = traffic.of(host)
+        to_guest = passed.received_bytes - (bridge.to_guest.state is not ToGuestState.OPEN)  # a FIN is no data
+        return FlowStatus(self.key, state, is_outbound, peer, passed.idle_s, passed.sent_bytes, to_guest)
 
     # -- a connection's life -----------------------------------------------------------------------------------------
 
@@ -237,9 +252,9 @@ class TcpFlow:
 
     def _start_connection(self, destination: Endpoint) -> socket.socket:
         try:
-            return sockets.start_tcp_connection(destination)
+            return sockets.start_tcp_connection(destination, self._session.way_to(destination))
         except OSError as error:
-            if error.errno in sockets.EXHAUSTED:
+            if sockets.lacks_means(error):
                 self._session.exhaustion.warn(log, "can't open a connection for the guest: %s", error.strerror)
             raise
 

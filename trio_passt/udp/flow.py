@@ -43,11 +43,13 @@ from trio_passt.flow.key import FlowKey
 from trio_passt.flow.life import Life, rest
 from trio_passt.flow.reports import report_error, report_failure
 from trio_passt.flow.session import Session
+from trio_passt.flow.status import FlowStatus, Unit
 from trio_passt.host import datagrams, error_queue, readiness, sockets
 from trio_passt.host.datagrams import Ancillary, SocketReader
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.listeners import UdpPort
+from trio_passt.host.outbound import Way
 from trio_passt.udp.source_ports import SourcePorts
 from trio_passt.wire import framing, icmp, ip, udp
 from trio_passt.wire.datagrams import Train, UdpHeaders
@@ -87,6 +89,7 @@ class UdpFlow:
         "_active_at",
         "_answers",
         "_end_reason",
+        "_errors",
         "_first_packet",
         "_has_lost_its_way",
         "_headers",
@@ -95,6 +98,7 @@ class UdpFlow:
         "_is_ended",
         "_is_for_answers",
         "_is_open",
+        "_is_opened_by_guest",
         "_is_queued",
         "_is_train",
         "_kept",
@@ -121,9 +125,10 @@ class UdpFlow:
         self._has_lost_its_way = False
         self._active_at = trio.current_time()
         self._spoken_at = float("-inf")
+        self._is_opened_by_guest = is_for_answers
         self._is_for_answers = is_for_answers and key.remote_port == DNS_PORT
         self._idle_s = DNS_IDLE_S if self._is_for_answers else IDLE_S
-        self._questions = self._answers = 0
+        self._questions = self._answers = self._errors = 0
         self._hop_limit = sockets.HOP_LIMIT
         self._largest_segment = LARGEST_SEGMENT_BYTES
         self._first_packet = self._last_packet = b""
@@ -145,6 +150,17 @@ class UdpFlow:
     def active_at(self) -> float:
         """When the last datagram came, either way, on Trio's clock."""
         return self._active_at
+
+    def status(self) -> FlowStatus:
+        """How it stands."""
+        came = self._answers - self._errors
+        has_answer = came > 0 if self._is_opened_by_guest else self._questions > 0
+        state = "ended" if self._life.is_over else "answered" if has_answer else "unanswered"
+        idle_s = trio.current_time() - self._active_at
+        peer = self._peer()
+        return FlowStatus(
+            self.key, state, self._is_opened_by_guest, peer, idle_s, self._questions, came, Unit.DATAGRAMS
+        )
 
     async def run(self) -> None:
         """Pass datagrams on until there are none for a while, or the host refuses the flow."""
@@ -182,6 +198,7 @@ class UdpFlow:
         """The host has learned of an error about a datagram that this flow had sent."""
         self._drop(f"udp: {os.strerror(error.number)}")
         self._answers += 1
+        self._errors += 1
         if error.is_immediate and error.number in sockets.NO_WAY:
             self._has_lost_its_way = True
         guest, remote = self.key.guest, self.key.remote
@@ -224,6 +241,10 @@ class UdpFlow:
         raise NotImplementedError
 
     def _close(self) -> None:
+        raise NotImplementedError
+
+    def _peer(self) -> Endpoint:
+        """The remote at the host's side."""
         raise NotImplementedError
 
     def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:
@@ -279,6 +300,7 @@ class UdpFlow:
                     continue  # it was an earlier datagram's error, which is told once (udp(7))
                 self._drop(f"udp: {error.strerror}", len(payloads))
                 self._answers += len(payloads)
+                self._errors += len(payloads)
                 number = error.errno or 0
                 self._has_lost_its_way |= number in sockets.NO_WAY
                 report_failure(self._session, self.key.remote, self.key.guest, number, self._last_packet)
@@ -289,7 +311,7 @@ class UdpFlow:
         """The host has no way there, or no socket."""
         log.debug("%s: %s", self.key, error)
         self._end_reason = f"udp: {error.strerror}"
-        if error.errno in sockets.EXHAUSTED:
+        if sockets.lacks_means(error):
             self._session.exhaustion.warn(log, "can't open a UDP socket for the guest: %s", error.strerror)
         if self._last_packet:
             number = error.errno or 0
@@ -410,13 +432,17 @@ class OutboundUdp(UdpFlow):
         return self._destination == peer
 
     def _open(self) -> None:
-        self._host = self._ports.open(self.key.guest_port, self._destination)
+        way = self._session.way_to(self._destination)
+        self._host = self._ports.open(self.key.guest_port, self._destination, way)
         self._reader = SocketReader(self._host)
         # Level-triggered: what is not read at once is told again after everybody else's turn.
         self._session.readiness.watch(
             self._host.fileno(), self._on_host_event, events=readiness.READABLE, edge_triggered=False
         )
         log.debug("%s: UDP to %s", self.key, self._destination)
+
+    def _peer(self) -> Endpoint:
+        return self._destination
 
     def _find_another_way(self) -> None:
         """A new socket may be somewhere else: the next datagram opens the flow anew."""
@@ -528,11 +554,11 @@ class OutboundUdp(UdpFlow):
 class PortUdp(UdpFlow):
     """A flow through the socket of a forwarded port, whoever spoke first.
 
-    `local` is the packed host address that the client sent to; without it the kernel chooses one.  `clients` is where
-    the flow of a client is found, by the guest's port and the client.
+    `local` is the packed host address that the client sent to; without it `way` does, or the kernel chooses one.
+    `clients` is where the flow of a client is found, by the guest's port and the client.
     """
 
-    __slots__ = ("_client", "_clients", "_local", "_port")
+    __slots__ = ("_by_way", "_client", "_clients", "_local", "_port", "_way")
 
     def __init__(
         self,
@@ -542,8 +568,11 @@ class PortUdp(UdpFlow):
         client: Endpoint,
         clients: Clients,
         local: bytes | None = None,
+        way: Way | None = None,
     ) -> None:
         super().__init__(session, key, is_for_answers=local is None)
+        self._way = way
+        self._by_way: Ancillary = []
         self._port = port
         self._client = client
         self._local = local if local is not None else _WILDCARD[len(client.address)]
@@ -553,6 +582,9 @@ class PortUdp(UdpFlow):
         """It has been started: from now on it is its client's."""
         self._clients[self._port.target, self._client] = self
 
+    def _peer(self) -> Endpoint:
+        return self._client
+
     def has_spoken(self) -> bool:
         """Whether the guest has spoken lately, and so is at this flow's address."""
         return trio.current_time() - self._spoken_at < ADDRESS_GOOD_FOR_S
@@ -561,8 +593,11 @@ class PortUdp(UdpFlow):
         """The client's latest datagram was sent to `port` at this packed host address, so replies come from there."""
         self._port = port
         self._local = local
+        self._by_way = []
 
     def _open(self) -> None:
+        if self._way is not None:
+            self._by_way = [self._way.of_one_datagram(len(self._client.address))]
         log.debug("%s: UDP with %s, by a forwarded port", self.key, self._client)
 
     def _close(self) -> None:
@@ -573,6 +608,8 @@ class PortUdp(UdpFlow):
     def _send(self, payloads: list[memoryview], ancillary: Ancillary) -> None:
         if self._hop_limit != sockets.HOP_LIMIT:
             ancillary = [*ancillary, _hop_limit_of_one(len(self._client.address), self._hop_limit)]
+        if self._by_way:
+            ancillary = [*ancillary, *self._by_way]
         self._port.send(payloads, ancillary, self._client, self._local)
 
     def _read_errors(self) -> bool:
@@ -581,6 +618,23 @@ class PortUdp(UdpFlow):
 
     def _use_hop_limit(self, hop_limit: int) -> None:
         pass
+
+    def _find_another_way(self) -> None:
+        """The interface may be another of the same name by now: the next datagram opens the flow anew."""
+        if self._by_way:
+            self.end()
+
+
+def goes_by(port: UdpPort, way: Way) -> bool:
+    """Whether datagrams of the guest's can leave by this port's socket that way, and answers come back to it.
+
+    Not by IPv6 from an address and by an interface: Linux then takes the interface of IPV6_PKTINFO for a suggestion.
+    """
+    address, interface = port.forward.address, port.forward.interface
+    if way.interface is not None and way.source is not None and len(way.source) == 16 and interface is None:
+        return False
+    is_from_there = address is None or way.source in (None, address.packed)
+    return is_from_there and (interface is None or way.interface in (None, interface))
 
 
 def _bytes_of(runs: list[FrameRun]) -> int:

@@ -9,6 +9,7 @@ import socket
 
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.outbound import Way
 
 SHARED_BY_MOST = 1024
 """The kernel looks for the right one among those of a port one by one."""
@@ -22,17 +23,17 @@ class SourcePorts:
     def __init__(self) -> None:
         self._holders: dict[tuple[int, int], dict[Endpoint, socket.socket]] = {}
 
-    def open(self, port: int, peer: Endpoint) -> socket.socket:
-        """A socket connected to `peer`, with the guest's port if possible.  Raises OSError."""
+    def open(self, port: int, peer: Endpoint, way: Way | None = None) -> socket.socket:
+        """A socket connected to `peer`, with the guest's port if possible, and bound to `way`.  Raises OSError."""
         key = (peer.family, port)
         holders = self._holders.get(key)
         if holders is None:
-            sock, has_port = sockets.open_udp(peer, port)
+            sock, has_port = sockets.open_udp(peer, port, (), way)
         elif peer in holders or len(holders) >= SHARED_BY_MOST:
-            sock, has_port = sockets.open_udp(peer)
+            sock, has_port = sockets.open_udp(peer, 0, (), way)
         else:
             one = next(iter(holders.values()))  # the others have agreed already, when they joined it
-            sock, has_port = sockets.open_udp(peer, port, [one])
+            sock, has_port = sockets.open_udp(peer, port, [one], way)
         if has_port:
             self._holders.setdefault(key, {})[peer] = sock
         return sock

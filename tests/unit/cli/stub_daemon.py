@@ -16,14 +16,27 @@ from trio_passt.host.watch import HostWatch
 BEHAVIOUR = sys.argv[1]
 
 
+def open_terminal(report: Path) -> None:
+    _, terminal = os.openpty()
+    os.open(os.ttyname(terminal), os.O_RDWR)  # without O_NOCTTY
+    report.write_text(Path("/proc/self/stat").read_text())
+
+
 async def run(
-    config: Config, *, on_ready: Callable[[Path | None, Sequence[PortForward]], None], watch: HostWatch
+    config: Config,
+    *,
+    on_open: Callable[[], None],
+    on_ready: Callable[[Path | None, Sequence[PortForward]], None],
+    watch: HostWatch,
 ) -> None:
     if BEHAVIOUR == "hangs":
         os.write(2, b"hanging\n")
         await trio.sleep_forever()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         match BEHAVIOUR:
+            case "is slow":
+                os.write(2, b"slow\n")
+                await trio.sleep(0.2)
             case "refuses":
                 raise StartupError("port 22 of TCP can't be bound:\nPermission denied")
             case "refuses in a nursery":
@@ -38,6 +51,7 @@ async def run(
                 return
         # In a nursery, as the real one: what on_ready raises comes back in a group.
         async with trio.open_nursery():
+            on_open()
             on_ready(config.attachment.socket_path or Path("/tmp/passt_1.socket"), config.forwards)
         match BEHAVIOUR:
             case "ends":
@@ -47,6 +61,9 @@ async def run(
             case "listens at its descriptor":
                 assert config.attachment.fd is not None
                 os.write(config.attachment.fd, b"here")
+            case "opens a terminal":
+                assert config.pcap is not None
+                open_terminal(config.pcap)
         async for _ in signals:
             return
 

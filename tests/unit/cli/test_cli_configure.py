@@ -14,6 +14,7 @@ from trio_passt.config import (
     GuestIPv4,
     GuestIPv6,
     GuestNetwork,
+    HostAddress,
     LogLevel,
     PortForward,
     Protocol,
@@ -46,7 +47,7 @@ def test_everything_arrives_in_the_configuration() -> None:
         pid_file=Path("/pid"),
         log_level=LogLevel.DEBUG,
         wishes=Wishes(mtu_bytes=1500, hostname="guest"),
-        forwards=(PortForward(Protocol.TCP, 22, 22),),
+        forwards=(PortForward(Protocol.TCP, 22, 22, 22),),
     )
     configured = configure(options, HOST)
     assert configured.config == Config(
@@ -58,9 +59,13 @@ def test_everything_arrives_in_the_configuration() -> None:
             dns_forwards=(DnsForward(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.53")),),
             hostname="guest",
             nameservers=(IPv4Address("127.0.0.53"),),
+            host_addresses=(
+                HostAddress(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.1")),
+                HostAddress(IPv6Address("fe80::1"), IPv6Address("::1")),
+            ),
         ),
         Attachment(Path("/s")),
-        (PortForward(Protocol.TCP, 22, 22),),
+        (PortForward(Protocol.TCP, 22, 22, 22),),
         one_off=True,
         foreground=True,
         pcap=Path("/pcap"),

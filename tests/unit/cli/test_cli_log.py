@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trio_passt.cli import log
+from trio_passt.cli.log_file import LogFile
 from trio_passt.config import LogLevel
 
 
@@ -42,8 +43,11 @@ def test_levels(
     assert capfd.readouterr().err.splitlines() == expected
 
 
-def test_debug_shows_time_and_module(logger: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
-    log.log_to_stderr(LogLevel.DEBUG)
+@pytest.mark.parametrize("level", [LogLevel.DEBUG, LogLevel.TRACE])
+def test_debug_shows_time_and_module(
+    logger: logging.Logger, capfd: pytest.CaptureFixture[str], level: LogLevel
+) -> None:
+    log.log_to_stderr(level)
     logger.getChild("tcp.flow").debug("%s opens", "flow 1")
     seconds, text = capfd.readouterr().err.split(maxsplit=1)
     assert float(seconds) >= 0
@@ -134,9 +138,8 @@ def test_syslog(logger: logging.Logger, tmp_path: Path, level: int, priority: in
     assert text.endswith(f" trio-passt[{os.getpid()}]: guest\\x0aconnected")
 
 
-def test_no_syslog_is_survived(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "SYSLOG_SOCKET", "/nowhere/log")
-    log.log_to_syslog()
+def test_no_syslog_is_survived(logger: logging.Logger) -> None:
+    log.log_to_syslog(log.Syslog("/nowhere/log"))
     logger.error("lost")
 
 
@@ -148,3 +151,18 @@ def test_a_syslog_that_nobody_reads_does_not_block(tmp_path: Path) -> None:
         for _ in range(2000):
             handler.emit(logging.LogRecord(log.LOGGER, logging.INFO, __file__, 1, "again", (), None))
         handler.close()
+
+
+def test_a_log_file_has_everything_and_standard_error_the_errors_of_the_start(
+    logger: logging.Logger, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    log.log_to_stderr(LogLevel.INFO)
+    file = LogFile(tmp_path / "log", 4096)
+    log.log_to_file(file, errors_to_stderr=True)
+    logger.warning("one")
+    logger.error("two")
+    log.log_to_file(file, errors_to_stderr=False)
+    logger.error("three")
+    assert capfd.readouterr().err == "trio-passt: two\n"
+    lines = [line.split("] ")[1] for line in (tmp_path / "log").read_text().splitlines()]
+    assert lines == ["warning: trio_passt: one", "error: trio_passt: two", "error: trio_passt: three"]

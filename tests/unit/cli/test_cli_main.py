@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -10,21 +11,28 @@ import pytest
 import trio
 
 from trio_passt.cli import main as main_module
+from trio_passt.cli import privileges
 from trio_passt.cli.log import LOGGER
 from trio_passt.cli.main import main
-from trio_passt.config import Config, NetworkBoot, PortForward
+from trio_passt.config import Config, NetworkBoot, PortForward, RunAs
 from trio_passt.errors import StartupError
 from trio_passt.host.network import LOCAL_IPV4, Host
 from trio_passt.host.watch import HostWatch
 
+Open = Callable[[], None]
 Ready = Callable[[Path | None, Sequence[PortForward]], None]
 ONE_FAMILY = "no IPv4 default route: local mode, in which the guest reaches this host only"
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An offline host and an ordinary user; the process's logger and environment stay as they were."""
+    """An offline host and an ordinary user; the process stays as it was."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    umask = os.umask(0o022)
+    os.umask(umask)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    of_children = signal.getsignal(signal.SIGCHLD)
+    of_status = signal.getsignal(signal.SIGUSR1)
     monkeypatch.setattr(main_module, "discover", Host)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     logger = logging.getLogger(LOGGER)
@@ -32,24 +40,32 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
+    os.umask(umask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    signal.signal(signal.SIGCHLD, of_children)
+    signal.signal(signal.SIGUSR1, of_status)
 
 
-async def ready_at_once(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+async def ready_at_once(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    on_open()
     on_ready(config.attachment.socket_path, config.forwards)
 
 
 def test_the_configuration_arrives(tmp_path: Path) -> None:
     seen: list[Config] = []
 
-    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
         seen.append(config)
+        on_open()
         on_ready(None, ())
         assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
 
-    assert main(["-f", "-q", "-4", "-F", "7", "-P", str(tmp_path / "pid")], run=run) == 0
+    with open(os.devnull) as file:
+        words = ["-f", "-q", "-4", "-F", str(file.fileno()), "-P", str(tmp_path / "pid")]
+        assert main(words, run=run) == 0
+        assert (seen[0].attachment.fd, seen[0].one_off) == (file.fileno(), True)
     assert seen[0].network.ipv4 == LOCAL_IPV4
     assert seen[0].network.ipv6 is None
-    assert (seen[0].attachment.fd, seen[0].one_off) == (7, True)
     assert not (tmp_path / "pid").exists()
 
 
@@ -62,8 +78,12 @@ def test_notes_and_message(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_debug_shows_the_configuration(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["-f", "-d"], run=ready_at_once) == 0
-    assert "cli.main: Config(network=GuestNetwork(" in capfd.readouterr().err
+    assert main(["-f", "-d", "-4", "-s", "/tmp/guest"], run=ready_at_once) == 0
+    lines = [line.split(maxsplit=1)[1] for line in capfd.readouterr().err.splitlines() if ": " in line]
+    assert {
+        f"cli.main: network.ipv4.address = {LOCAL_IPV4.address}",
+        "cli.main: attachment.socket_path = /tmp/guest",
+    } <= set(lines)
 
 
 def test_a_warning_is_shown_even_if_quiet(capfd: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +103,7 @@ def test_show(capfd: pytest.CaptureFixture[str], word: str) -> None:
 
 
 def failing(error: BaseException) -> main_module.Run:
-    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
         raise error
 
     return run
@@ -106,33 +126,78 @@ def test_interrupted_before_the_daemon_handles_it() -> None:
 
 
 def test_it_really_is_trio() -> None:
-    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
         await trio.lowlevel.checkpoint()
 
     assert main(["-fq"], run=run) == 0
 
 
-@pytest.mark.parametrize(
-    ("uid", "uid_map", "expected"),
-    [
-        (1000, "0 0 4294967295\n", False),
-        (0, "         0          0 4294967295\n", True),
-        (0, "         0       1000          1\n", False),
-        (0, None, True),
-    ],
-)
-def test_root_is_told_that_a_user_would_do(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], uid: int, uid_map: str | None, expected: bool
-) -> None:
-    def read_text(path: Path) -> str:
-        if uid_map is None:
-            raise FileNotFoundError(path)
-        return uid_map
-
-    monkeypatch.setattr(os, "geteuid", lambda: uid)
-    monkeypatch.setattr(Path, "read_text", read_text)
+def test_root_is_told_that_a_user_would_do(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(privileges, "is_real_root", lambda: True)
+    monkeypatch.setattr(privileges, "next_user", lambda _asked_for: None)
     assert main(["-fq"], run=ready_at_once) == 0
-    assert ("running as root" in capfd.readouterr().err) is expected
+    assert capfd.readouterr().err == "trio-passt: running as root, where an ordinary user would do\n"
+
+
+def test_privileges_are_given_up_when_all_is_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And when the PID file is: only then does the user change, and somebody may be told."""
+    done: list[str] = []
+    user = RunAs(12345, 23456)
+    monkeypatch.setattr(privileges, "next_user", {user: user}.get)
+    monkeypatch.setattr(privileges, "discover_as", lambda user: done.append(f"look as {user.uid}") or Host())
+    monkeypatch.setattr(privileges, "become", lambda user: done.append(f"become {user.uid}:{user.gid}"))
+
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+        assert config.run_as == user
+        done.append("open")
+        assert not (tmp_path / "pid").exists()
+        on_open()
+        assert (tmp_path / "pid").exists()
+        done.append("ready")
+        on_ready(None, ())
+
+    assert main(["-fq", "--runas", "12345:23456", "-P", str(tmp_path / "pid")], run=run) == 0
+    assert done == ["look as 12345", "open", "become 12345:23456", "ready"]
+
+
+def test_a_log_file_has_the_log(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["-f", "-4", "-m", "1000", "-l", str(tmp_path / "log")], run=ready_at_once) == 0
+    message = capfd.readouterr().err.splitlines()
+    assert message[0] == "trio-passt: the guest gets"
+    logged = [line.split(maxsplit=5)[-1] for line in (tmp_path / "log").read_text().splitlines()]
+    assert logged[0] == ONE_FAMILY
+    assert [line.strip() for line in message] == logged[1:]
+
+
+def test_a_log_file_in_a_quiet_daemon(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["-fq", "-l", str(tmp_path / "log")], run=ready_at_once) == 0
+    assert (capfd.readouterr().err, (tmp_path / "log").read_text()) == ("", "")
+
+
+def test_why_the_start_failed_is_said_in_both_places(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["-fq", "-l", str(tmp_path / "log")], run=failing(StartupError("a reason"))) == 1
+    assert capfd.readouterr().err == "trio-passt: a reason\n"
+    assert (tmp_path / "log").read_text().endswith(" error: cli.main: a reason\n")
+
+
+def test_what_fails_later_is_for_the_log_file_only(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+        on_ready(None, ())
+        raise KeyError("a mistake")
+
+    assert main(["-fq", "-l", str(tmp_path / "log")], run=run) == 1
+    assert capfd.readouterr().err == ""
+    assert "critical: cli.main: ended by a mistake in the program itself" in (tmp_path / "log").read_text()
+
+
+def test_a_log_file_that_can_not_be_written(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["-f", "-l", str(tmp_path)], run=ready_at_once) == 1
+    assert capfd.readouterr().err == f"trio-passt: can't log to '{tmp_path}': Is a directory\n"
+
+
+def test_a_descriptor_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["-fq", "-F", "9999"], run=ready_at_once) == 1
+    assert capfd.readouterr().err == "trio-passt: descriptor 9999: Bad file descriptor\n"
 
 
 def test_a_deleted_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -165,7 +230,7 @@ def test_the_daemon_is_told_of_changes_since_before_the_host_was_looked_at(monke
         done.append("looks")
         return Host()
 
-    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
         done.append("runs")
         assert isinstance(watch, HostWatch)
 
@@ -179,7 +244,7 @@ def test_the_daemon_is_told_of_changes_since_before_the_host_was_looked_at(monke
 def test_names_reach_the_daemon_and_its_user(capfd: pytest.CaptureFixture[str]) -> None:
     seen: list[Config] = []
 
-    async def run(config: Config, *, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
         seen.append(config)
         on_ready(None, ())
 

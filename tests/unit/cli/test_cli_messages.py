@@ -1,12 +1,13 @@
 """What the user reads at the start: exactly, for it is a promise to be copied from."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from trio_passt.cli.messages import help_text, joined_ranges, startup_message, version_text
-from trio_passt.cli.options import OPTIONS
+from trio_passt.cli.option_table import OPTIONS, SECTIONS
 from trio_passt.cli.ports import follow, parse_ports
 from trio_passt.config import (
     Config,
@@ -14,23 +15,35 @@ from trio_passt.config import (
     GuestIPv4,
     GuestIPv6,
     GuestNetwork,
+    HostAddress,
     NetworkBoot,
+    Outbound,
     PortForward,
     Protocol,
     Resolvers,
+    Services,
+    Transports,
 )
 
 GUEST_4 = GuestIPv4(IPv4Address("192.0.2.2"), 24, IPv4Address("192.0.2.1"), "eth0")
+MAPPED_4 = HostAddress(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.1"))
+MAPPED_6 = HostAddress(IPv6Address("fe80::1"), IPv6Address("::1"))
 GUEST_6 = GuestIPv6(IPv6Address("2001:db8::2"), 64, IPv6Address("fe80::1"), "wlan0")
 
 
 def test_the_whole_message() -> None:
-    tcp = parse_ports("-t", Protocol.TCP, ["22,8000-8010:9000-9010,8011", "127.0.0.1/2222:22"])
+    tcp = parse_ports(
+        "-t",
+        Protocol.TCP,
+        ["22,8000-8010:9000-9010,8011", "127.0.0.1/2222:22", "%eth0/80", "fe80::1%eth0/81"],
+        ephemeral=range(0),
+    )
     network = GuestNetwork(
         GUEST_4,
         GUEST_6,
         Resolvers((IPv4Address("192.0.2.1"),), (IPv6Address("2001:db8::53"),), ("example.org", "example.net")),
         dns_forwards=(DnsForward(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.53")),),
+        host_addresses=(MAPPED_4, MAPPED_6),
     )
     config = Config(network, forwards=tcp + follow(tcp))
     assert startup_message(config, Path("/tmp/a b,c"), "x86_64") == (
@@ -43,8 +56,12 @@ def test_the_whole_message() -> None:
         "Ports of this host that are forwarded to the guest\n"
         "    TCP      22, 8000-8010 -> 9000-9010, 8011\n"
         "    TCP      2222 -> 22 on 127.0.0.1\n"
+        "    TCP      80 on %eth0\n"
+        "    TCP      81 on fe80::1%eth0\n"
         "    UDP      22, 8000-8011\n"
         "    UDP      2222 on 127.0.0.1\n"
+        "    UDP      80 on %eth0\n"
+        "    UDP      81 on fe80::1%eth0\n"
         "Addresses at which the guest reaches this host\n"
         "    192.0.2.1 -> 127.0.0.1\n"
         "    fe80::1 -> ::1\n"
@@ -57,7 +74,8 @@ def test_the_whole_message() -> None:
 
 def test_the_least_message() -> None:
     local = GuestIPv4(IPv4Address("169.254.2.1"), 16, IPv4Address("169.254.2.2"))
-    assert startup_message(Config(GuestNetwork(local, mtu_bytes=0)), None, "x86_64") == (
+    mapped = HostAddress(IPv4Address("169.254.2.2"), IPv4Address("127.0.0.1"))
+    assert startup_message(Config(GuestNetwork(local, mtu_bytes=0, host_addresses=(mapped,))), None, "x86_64") == (
         "trio-passt: the guest gets\n"
         "    IPv4     169.254.2.1/16 (mask 255.255.0.0), gateway 169.254.2.2 (local mode)\n"
         "    DNS      none\n"
@@ -105,7 +123,9 @@ def test_nameserver_that_is_where_the_gateway_leads_anyway_is_one_line() -> None
         DnsForward(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.1")),
         DnsForward(IPv4Address("203.0.113.53"), IPv4Address("127.0.0.53")),
     )
-    message = startup_message(Config(GuestNetwork(GUEST_4, dns_forwards=forwards)), None, "x86_64")
+    message = startup_message(
+        Config(GuestNetwork(GUEST_4, dns_forwards=forwards, host_addresses=(MAPPED_4,))), None, "x86_64"
+    )
     assert message.splitlines()[-2:] == [
         "    192.0.2.1 -> 127.0.0.1",
         "    203.0.113.53 -> 127.0.0.53 on ports 53 and 853 (DNS)",
@@ -130,11 +150,28 @@ def test_ipv6_alone() -> None:
     ],
 )
 def test_joined_ranges(pairs: list[tuple[int, int]], texts: list[str]) -> None:
-    assert joined_ranges(PortForward(Protocol.TCP, port, target) for port, target in pairs) == texts
+    assert joined_ranges(PortForward(Protocol.TCP, port, port, target) for port, target in pairs) == texts
+
+
+def test_neighbouring_ranges_are_joined() -> None:
+    forwards = [
+        PortForward(Protocol.TCP, 30, 39, 130),
+        PortForward(Protocol.TCP, 20, 29, 120),
+        PortForward(Protocol.TCP, 40, 40, 141),
+        PortForward(Protocol.TCP, 42, 65535, 42),
+    ]
+    assert joined_ranges(forwards) == ["20-39 -> 120-139", "40 -> 141", "42-65535"]
+
+
+def test_ports_with_many_gaps_are_not_all_said() -> None:
+    forwards = tuple(PortForward(Protocol.TCP, port, port, port) for port in range(2, 42, 2))
+    message = startup_message(Config(GuestNetwork(GUEST_4), forwards=forwards), None, "x86_64")
+    (line,) = (line for line in message.splitlines() if "TCP" in line)
+    assert line == "    TCP      2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, and 4 others"
 
 
 def test_help_names_every_option_and_fits_a_terminal() -> None:
-    text = help_text(OPTIONS)
+    text = help_text(SECTIONS)
     assert text.isascii()
     assert all(f"--{name}" in text for option in OPTIONS for name in option.names)
     assert max(map(len, text.splitlines())) <= 80
@@ -156,3 +193,52 @@ def test_local_mode_promises_no_ipv6_address() -> None:
     network = GuestNetwork(ipv6=GuestIPv6(IPv6Address("fe80::2"), 64, IPv6Address("fe80::1")))
     message = startup_message(Config(network), None, "x86_64")
     assert "    IPv6     its own link-local address, gateway fe80::1 (local mode)\n" in message
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (Config(GuestNetwork(), outbound=Outbound(IPv4Address("192.0.2.3"))), "Leaving  IPv4 from 192.0.2.3"),
+        (
+            Config(
+                GuestNetwork(),
+                outbound=Outbound(IPv4Address("192.0.2.3"), IPv6Address("2001:db8::3"), "eth1", "eth2"),
+            ),
+            "Leaving  IPv4 from 192.0.2.3 by eth1, IPv6 from 2001:db8::3 by eth2",
+        ),
+        (Config(GuestNetwork(), outbound=Outbound(ipv6_interface="eth2")), "Leaving  IPv6 by eth2"),
+        (Config(GuestNetwork(transports=Transports(tcp=False))), "Off      TCP"),
+        (
+            Config(
+                GuestNetwork(
+                    transports=Transports(udp=False, icmp=False),
+                    services=Services(dhcp=False, dhcpv6=False, ndp=False, router_advertisements=False),
+                )
+            ),
+            "Off      UDP, ICMP echo, DHCP, DHCPv6, neighbour discovery, router advertisements",
+        ),
+    ],
+)
+def test_what_is_not_as_usual(config: Config, line: str) -> None:
+    assert line in [text.strip() for text in startup_message(config, None, "x86_64").splitlines()]
+
+
+def test_what_is_as_usual_is_not_spoken_of() -> None:
+    message = startup_message(Config(GuestNetwork(GUEST_4, GUEST_6)), None, "x86_64")
+    assert "Leaving" not in message
+    assert "Off" not in message
+
+
+def test_other_addresses_of_the_guest() -> None:
+    ipv4 = evolve(GUEST_4, others=(IPv4Interface("198.51.100.7/25"),))
+    ipv6 = evolve(GUEST_6, others=(IPv6Interface("2001:db8:7::2/56"),))
+    lines = startup_message(Config(GuestNetwork(ipv4, ipv6)), None, "x86_64").splitlines()
+    assert lines[2] == "             198.51.100.7/25"
+    assert lines[4] == "             2001:db8:7::2/56"
+
+
+def test_nothing_reaches_the_host() -> None:
+    assert startup_message(Config(GuestNetwork(GUEST_4)), None, "x86_64").splitlines()[-2:] == [
+        "Addresses at which the guest reaches this host",
+        "    none",
+    ]

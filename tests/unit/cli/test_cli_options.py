@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_passt.cli.options import OPTIONS, Options, Show, parse_options
+from trio_passt.cli.option_table import OPTIONS
+from trio_passt.cli.options import Options, Show, parse_options
 from trio_passt.cli.values import UsageError
-from trio_passt.config import Attachment, LogLevel, PortForward, Protocol, Wishes
+from trio_passt.config import Attachment, Binding, LogLevel, PortForward, Protocol, Wishes
 
 HERE = Path("/some/where")
 
@@ -25,7 +26,7 @@ def parsed(*words: str) -> Options:
     return options
 
 
-TCP_22 = (PortForward(Protocol.TCP, 22, 22), PortForward(Protocol.UDP, 22, 22, must_bind=False))
+TCP_22 = (PortForward(Protocol.TCP, 22, 22, 22), PortForward(Protocol.UDP, 22, 22, 22, binding=Binding.WANTED))
 
 
 @pytest.mark.parametrize(
@@ -62,13 +63,13 @@ TCP_22 = (PortForward(Protocol.TCP, 22, 22), PortForward(Protocol.UDP, 22, 22, m
         (("-t", "22"), Options(forwards=TCP_22)),
         (("-t", "22", "-u", "none"), Options(forwards=TCP_22[:1])),
         (("-t", "none"), Options()),
-        (("-u", "53:5353"), Options(forwards=(PortForward(Protocol.UDP, 53, 5353),))),
+        (("-u", "53:5353"), Options(forwards=(PortForward(Protocol.UDP, 53, 53, 5353),))),
         (
             ("-t", "2222:22"),
             Options(
                 forwards=(
-                    PortForward(Protocol.TCP, 2222, 22),
-                    PortForward(Protocol.UDP, 2222, 2222, must_bind=False),
+                    PortForward(Protocol.TCP, 2222, 2222, 22),
+                    PortForward(Protocol.UDP, 2222, 2222, 2222, binding=Binding.WANTED),
                 )
             ),
         ),
@@ -91,7 +92,7 @@ def test_understood(words: tuple[str, ...], expected: Options | None) -> None:
     ("words", "message"),
     [
         (("--bogus",), "unrecognized option '--bogus'"),
-        (("--map-guest-addr", "192.0.2.1"), "unrecognized option '--map-guest-addr'"),
+        (("--netns", "x"), "unrecognized option '--netns'"),
         (("--bogus=1",), "unrecognized option '--bogus=1'"),
         (("-Z",), "invalid option -- 'Z'"),
         (("-fZ",), "invalid option -- 'Z'"),
@@ -101,8 +102,8 @@ def test_understood(words: tuple[str, ...], expected: Options | None) -> None:
         (("-fm",), "option requires an argument -- 'm'"),
         (("--foreground=1",), "option '--foreground' doesn't allow an argument"),
         (("--fore=",), "option '--foreground' doesn't allow an argument"),
-        (("--f",), "option '--f' is ambiguous; possibilities: '--foreground' '--fqdn' '--fd'"),
-        (("--p=x",), "option '--p=x' is ambiguous; possibilities: '--pcap' '--pid'"),
+        (("--f",), "option '--f' is ambiguous; possibilities: '--foreground' '--fd' '--fqdn' '--freebind'"),
+        (("--p=x",), "option '--p=x' is ambiguous; possibilities: '--pid' '--pcap'"),
         (("--ipv",), "option '--ipv' is ambiguous; possibilities: '--ipv4-only' '--ipv6-only'"),
         (("file",), "extra argument 'file': only options are expected"),
         (("file", "--bogus"), "unrecognized option '--bogus'"),
@@ -175,8 +176,8 @@ def test_an_error_before_version_wins(first: str) -> None:
 
 def test_udp_follows_only_where_it_is_not_given() -> None:
     assert parsed("-t", "22", "-u", "53").forwards == (
-        PortForward(Protocol.TCP, 22, 22),
-        PortForward(Protocol.UDP, 53, 53),
+        PortForward(Protocol.TCP, 22, 22, 22),
+        PortForward(Protocol.UDP, 53, 53, 53),
     )
 
 

@@ -1,5 +1,6 @@
 """The PID file: there while its writer lives, taken over after a crash, and nobody else's file harmed."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -54,6 +55,62 @@ def test_a_running_writer_keeps_its_file(tmp_path: Path) -> None:
         other.kill()
         other.wait()
     PidFile(path).remove()
+
+
+def test_of_many_daemons_one_gets_the_file(tmp_path: Path) -> None:
+    """Round after round, as one ends and others start: exactly one at a time, and it is the one that is named."""
+    path = tmp_path / "pid"
+    (tmp_path / "winners").touch()
+
+    def compete() -> None:
+        for _ in range(300):
+            try:
+                pid_file = PidFile(path)
+            except StartupError:
+                continue
+            with (tmp_path / "winners").open("a") as winners:
+                winners.write("in")
+                winners.flush()
+                assert path.read_text() == f"{os.getpid()}\n"
+                winners.write("out ")
+            pid_file.remove()
+
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                compete()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert set((tmp_path / "winners").read_text().split()) == {"inout"}
+    assert not path.exists()
+
+
+def test_a_daemon_that_may_not_remove_it_empties_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def may_not(_path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "pid"
+    pid_file = PidFile(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", may_not)
+        pid_file.remove()
+    assert path.read_text() == ""
+    PidFile(path).remove()
+    assert not path.exists()
+
+
+def test_one_that_is_starting_has_no_number_yet(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with path.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(StartupError, match=r"belongs to a running process \(starting, or ending\)"):
+            PidFile(path)
 
 
 def test_only_our_own_file_is_removed(tmp_path: Path) -> None:

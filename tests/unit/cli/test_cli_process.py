@@ -19,8 +19,12 @@ ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+AS_WE_ARE = ("--runas", f"{os.geteuid()}:{os.getegid()}")
+"""Whoever runs the tests may remove files at the end; what root's daemon does is test_process.py's."""
+
+
 def command(behaviour: str, *words: str) -> list[str]:
-    return [sys.executable, "-W", "error", str(STUB), behaviour, *words]
+    return [sys.executable, "-W", "error", str(STUB), behaviour, *AS_WE_ARE, *words]
 
 
 def finished(behaviour: str, *words: str, **options: object) -> "subprocess.CompletedProcess[str]":
@@ -143,6 +147,14 @@ def test_a_daemon_that_dies_before_it_is_ready() -> None:
     assert messages(result.stderr) == ["trio-passt: ended by SIGKILL before it was ready"]
 
 
+def test_who_ignores_the_end_of_children_still_hears_of_it() -> None:
+    """The kernel keeps no status for a process with SIGCHLD ignored, and that is inherited."""
+    words = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", *command("is killed", "-q")]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False, env=ENVIRONMENT)
+    assert result.returncode == 128 + signal.SIGKILL
+    assert messages(result.stderr) == ["trio-passt: ended by SIGKILL before it was ready"]
+
+
 def test_an_end_without_being_ready_is_no_success() -> None:
     assert finished("ends without being ready", "-q").returncode == 1
 
@@ -173,13 +185,57 @@ def test_background(pid_path: Path) -> None:
     assert result.returncode == 0, result.stderr  # and standard error has been closed, or this would still wait
     assert "trio-passt: the guest gets" in result.stderr
     pid = int(pid_path.read_text())
-    assert os.getsid(pid) == pid
+    assert os.getsid(pid) not in (pid, os.getsid(0))  # a new session, and one that it does not lead
     process = Path(f"/proc/{pid}")
     assert (process / "cwd").readlink() == Path("/")
     descriptors = {int(fd.name): str(fd.readlink()) for fd in (process / "fd").iterdir()}
     assert {descriptors[standard] for standard in (0, 1, 2)} == {"/dev/null"}
     assert inherited not in descriptors or descriptors[inherited] != "/dev/null"
     os.kill(pid, signal.SIGTERM)
+    assert is_gone(pid_path)
+
+
+def test_it_never_comes_by_a_terminal(pid_path: Path, tmp_path: Path) -> None:
+    """A process that leads a session without one gets the first that it opens (credentials(7))."""
+    assert finished("opens a terminal", "-q", "-P", str(pid_path), "-p", str(tmp_path / "stat")).returncode == 0
+    deadline = time.monotonic() + 10
+    while not ((tmp_path / "stat").exists() and (tmp_path / "stat").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    name, _, rest = (tmp_path / "stat").read_text().rpartition(") ")
+    terminal = rest.split()[4]
+    assert terminal == "0", f"{name}: controlling terminal {terminal}, see proc_pid_stat(5)"
+    os.kill(int(pid_path.read_text()), signal.SIGTERM)
+    assert is_gone(pid_path)
+
+
+def test_signals_that_the_caller_has_blocked(pid_path: Path) -> None:
+    """Blocked signals and the umask are inherited: a daemon with them could not be ended."""
+
+    def bad_manners() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
+        os.umask(0o777)
+
+    assert finished("waits", "-q", "-P", str(pid_path), preexec_fn=bad_manners).returncode == 0
+    assert pid_path.stat().st_mode & 0o7777 == 0o600
+    pid = int(pid_path.read_text())
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    assert "SigBlk:\t0000000000000000" in lines
+    assert "Umask:\t0077" in lines
+    os.kill(pid, signal.SIGTERM)
+    assert is_gone(pid_path)
+
+
+def test_a_daemon_whose_caller_has_died_ends(pid_path: Path) -> None:
+    """While it starts: then nobody knows of it."""
+    with subprocess.Popen(
+        command("is slow", "-q", "-P", str(pid_path)), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while process.stderr.readline() != "slow\n":
+            pass
+        process.kill()
+        process.stderr.read()  # ends when the daemon has left it
     assert is_gone(pid_path)
 
 

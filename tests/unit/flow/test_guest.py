@@ -1,12 +1,12 @@
 """What is learned about the guest, and what is not."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address
 
 import pytest
 from attrs import evolve
 from harness.stage import V4, V6, network
 
-from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
+from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork, HostAddress
 from trio_passt.flow.guest import Guest, is_link_local
 
 MAC = bytes.fromhex("525400123456")
@@ -87,6 +87,33 @@ def test_ipv6_addresses_that_teach_nothing(learner: Guest, address: str) -> None
     assert learner.address_towards(packed("fe80::7")) == packed(V6.guest)
 
 
+def test_addresses_that_stand_for_the_host_teach_nothing() -> None:
+    seen = {"203.0.113.77": "127.0.0.1", "2001:db8::77": "::1"}
+    mapped = tuple(HostAddress(ip_address(address), ip_address(on_host)) for address, on_host in seen.items())
+    learner = Guest(evolve(network(), host_addresses=mapped))
+    for address in seen:
+        learner.learn_address(packed(address))
+    assert learner.address_towards(packed("192.0.2.9")) == packed(V4.guest)
+    assert learner.address_towards(packed("2001:db8::9")) == packed(V6.guest)
+
+
+def test_each_of_its_own_addresses_can_be_learned() -> None:
+    """Also one that was the gateway's before the host's network changed."""
+    told = network()
+    assert told.ipv4 is not None
+    learner = Guest(told)
+    learner.assign(
+        evolve(
+            told,
+            ipv4=GuestIPv4(
+                IPv4Address("203.0.113.7"), 24, IPv4Address("203.0.113.1"), others=(IPv4Interface(V4.gateway),)
+            ),
+        )
+    )
+    learner.learn_address(packed(V4.gateway))
+    assert learner.address_towards(packed("192.0.2.9")) == packed(V4.gateway)
+
+
 def test_family_that_is_off() -> None:
     only_v4, only_v6 = Guest(network(ipv6=False)), Guest(network(ipv4=False))
     assert only_v4.address_towards(packed("2001:db8::9")) is None
@@ -152,3 +179,12 @@ class TestAssigned:
         learner.learn_address(packed(gateway))
         assert self.addresses(learner) == (packed(V4.guest), packed(V6.guest))
         assert learner.address_towards(packed("fe80::9")) == packed(V6.guest)
+
+
+def test_addresses_that_are_known() -> None:
+    learner = Guest(network(ipv6=False))
+    assert learner.addresses == [packed(V4.guest)]
+    learner.learn_address(packed("fe80::7"))
+    learner.learn_address(packed("203.0.113.7"))
+    assert learner.addresses == [packed("203.0.113.7"), packed("fe80::7")]
+    assert len(Guest(network()).addresses) == 2

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from attrs import evolve
+from harness.mapped import gateways_mapped
 from harness.noise import noise
 from harness.oracle import SeenUdp
 from harness.stage import GUEST_MAC, V4, V6, Family, Stage, network, on_stage
@@ -24,11 +25,12 @@ def changed(*, on_host: bool = False) -> GuestNetwork:
     before = network()
     assert before.ipv4 is not None
     assert before.ipv6 is not None
-    return GuestNetwork(
+    now = GuestNetwork(
         GuestIPv4(IPv4Address(NEW_V4.guest), 24, IPv4Address(NEW_V4.gateway)),
         GuestIPv6(IPv6Address(NEW_V6.guest), 64, IPv6Address(NEW_V6.gateway)),
         former=(Former(before.ipv4, on_host), Former(before.ipv6, on_host)),
     )
+    return gateways_mapped(now)
 
 
 @pytest.fixture

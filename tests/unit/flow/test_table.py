@@ -55,6 +55,20 @@ async def test_flow_is_in_the_table_while_it_runs() -> None:
     assert not one.abandoned
 
 
+async def test_newest_flows() -> None:
+    async with trio.open_nursery() as nursery:
+        table: FlowTable[StubFlow] = FlowTable(nursery, FlowLimit(10))
+        flows = [StubFlow(number) for number in range(5)]
+        for flow in flows:
+            assert table.start(flow)
+        assert table.newest(2) == [flows[4], flows[3]]
+        assert table.newest(10) == flows[::-1]
+        assert table.most == 10
+        table.forget(flows[4])
+        assert table.newest(1) == [flows[3]]
+        nursery.cancel_scope.cancel()
+
+
 async def test_all_flows_are_told_one_by_one() -> None:
     async with trio.open_nursery() as nursery:
         table: FlowTable[StubFlow] = FlowTable(nursery, FlowLimit(10))

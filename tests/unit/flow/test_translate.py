@@ -1,14 +1,15 @@
 """Which address on one side is which on the other."""
 
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Any
 
 import pytest
 from attrs import evolve
+from harness.mapped import gateways_mapped
 from harness.stage import V4, V6, network
 
-from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNetwork, Resolvers
+from trio_passt.config import DnsForward, Former, GuestIPv4, GuestIPv6, GuestNetwork, HostAddress, Resolvers
 from trio_passt.flow.translate import AddressMap, is_unicast
 from trio_passt.host.endpoint import Endpoint
 
@@ -166,13 +167,159 @@ def test_neighbours_of_a_family_that_is_off() -> None:
     assert not addresses.is_for_neighbours(bytes((198, 51, 100, 255)))
 
 
+def host_addresses(*pairs: tuple[str, str]) -> tuple[HostAddress, ...]:
+    """Of what the guest sees, and what that is on the host."""
+    return tuple(HostAddress(ip_address(seen), ip_address(on_host)) for seen, on_host in pairs)
+
+
+class TestAddressesThatStandForTheHost:
+    """`--map-host-loopback`, `--no-map-gw` and `--map-guest-addr`, as `decide` understands them."""
+
+    LOOPBACK = host_addresses(("192.0.2.77", "127.0.0.1"), ("2001:db8::77", "::1"))
+    OWN = host_addresses(("192.0.2.78", V4.guest), ("2001:db8::78", V6.guest))
+
+    def map(self, *mappings: HostAddress) -> AddressMap:
+        return AddressMap(evolve(network(), host_addresses=mappings))
+
+    def reached(self, addresses: AddressMap, asked: str, port: int = 80) -> str | None:
+        found = addresses.destination_on_host(packed(asked), port)
+        return None if found is None else str(ip_address(found.address))
+
+    def seen(self, addresses: AddressMap, peer: str) -> str:
+        found = addresses.source_for_guest(packed(peer))
+        assert found is not None
+        return str(ip_address(found))
+
+    def test_another_address_in_place_of_the_gateways(self) -> None:
+        addresses = self.map(*self.LOOPBACK)
+        for gateway, mapped, loopback, own in (
+            (V4.gateway, "192.0.2.77", "127.0.0.1", V4.guest),
+            (V6.gateway, "2001:db8::77", "::1", V6.guest),
+        ):
+            assert self.reached(addresses, mapped) == loopback
+            assert self.reached(addresses, gateway) == gateway
+            assert self.seen(addresses, loopback) == self.seen(addresses, own) == mapped
+            assert self.seen(addresses, gateway) == gateway
+            assert addresses.stands_for_host(packed(mapped))
+            assert not addresses.stands_for_host(packed(gateway))
+        assert self.seen(addresses, "127.0.0.53") == "192.0.2.77"
+
+    def test_none(self) -> None:
+        """The gateway is itself; but who is on the host has to come from somewhere."""
+        addresses = self.map()
+        for gateway, loopback, own in ((V4.gateway, "127.0.0.1", V4.guest), (V6.gateway, "::1", V6.guest)):
+            assert self.reached(addresses, gateway) == gateway
+            assert self.seen(addresses, loopback) == self.seen(addresses, own) == gateway
+            assert not addresses.stands_for_host(packed(gateway))
+
+    def test_gateway_that_is_not_mapped_has_the_scope_of_its_interface(self) -> None:
+        told = network()
+        assert told.ipv6 is not None
+        told = evolve(told, ipv6=evolve(told.ipv6, interface="lo"), host_addresses=())
+        index = socket.if_nametoindex("lo")
+        assert AddressMap(told).destination_on_host(packed(V6.gateway), 80) == Endpoint(packed(V6.gateway), 80, index)
+
+    def test_hosts_own_address_beside_its_loopback(self) -> None:
+        addresses = self.map(*network().host_addresses, *self.OWN)
+        for gateway, mapped, loopback, own in (
+            (V4.gateway, "192.0.2.78", "127.0.0.1", V4.guest),
+            (V6.gateway, "2001:db8::78", "::1", V6.guest),
+        ):
+            assert (self.reached(addresses, gateway), self.reached(addresses, mapped)) == (loopback, own)
+            assert (self.seen(addresses, loopback), self.seen(addresses, own)) == (gateway, mapped)
+
+    def test_guest_with_an_address_that_the_host_does_not_have(self) -> None:
+        """Then the host's own is that of a neighbour, with or without another name."""
+        own = host_addresses(("192.0.2.78", "203.0.113.2"))
+        plain, mapped = self.map(*network().host_addresses), self.map(*network().host_addresses, *own)
+        assert (self.reached(plain, "203.0.113.2"), self.seen(plain, "203.0.113.2")) == ("203.0.113.2", "203.0.113.2")
+        assert (self.reached(mapped, "192.0.2.78"), self.seen(mapped, "203.0.113.2")) == ("203.0.113.2", "192.0.2.78")
+        assert self.seen(mapped, V4.guest) == V4.gateway
+
+    def test_nameserver_comes_first(self) -> None:
+        forwards = (DnsForward(IPv4Address("192.0.2.77"), IPv4Address("203.0.113.53")),)
+        addresses = AddressMap(evolve(network(dns_forwards=forwards), host_addresses=self.LOOPBACK))
+        assert [self.reached(addresses, "192.0.2.77", port) for port in (53, 80)] == ["203.0.113.53", "127.0.0.1"]
+
+    def test_family_that_is_off(self) -> None:
+        addresses = AddressMap(evolve(network(ipv6=False), host_addresses=(*self.LOOPBACK, *self.OWN)))
+        assert addresses.destination_on_host(packed("2001:db8::77"), 80) is None
+        assert addresses.source_for_guest(packed("::1")) is None
+        assert self.reached(addresses, "192.0.2.77") == "127.0.0.1"
+
+    def test_errors_come_from_the_gateway(self) -> None:
+        assert self.map(*self.LOOPBACK).router_of(packed("203.0.113.9")) == packed(V4.gateway)
+
+    def test_who_is_the_host_itself(self) -> None:
+        addresses = self.map(*self.LOOPBACK, *host_addresses(("192.0.2.78", "203.0.113.2")))
+        for address in ("127.0.0.1", "127.0.0.53", "::1", V4.guest, V6.guest, "203.0.113.2"):
+            assert addresses.is_host(packed(address)), address
+        for address in (V4.gateway, V6.gateway, "203.0.113.3", "2001:db8::9", "192.0.2.77"):
+            assert not addresses.is_host(packed(address)), address
+
+    def test_former_gateway_is_the_host_only_while_gateways_are(self) -> None:
+        before = network().ipv4
+        assert before is not None
+        now = evolve(network(), ipv4=GuestIPv4(IPv4Address("203.0.113.7"), 24, IPv4Address("203.0.113.1")))
+        now = evolve(now, former=(Former(before, on_host=True),))
+        for mappings, reached in (
+            (gateways_mapped(now).host_addresses, "127.0.0.1"),
+            (self.LOOPBACK, V4.gateway),
+            ((), V4.gateway),
+            (host_addresses(("203.0.113.1", V4.guest)), V4.gateway),
+        ):
+            assert self.reached(AddressMap(evolve(now, host_addresses=mappings)), V4.gateway) == reached
+
+
+class TestSeveralAddresses:
+    """What is the guest's is the host's, whichever of them it is."""
+
+    OTHERS = (IPv4Interface("203.0.113.7/28"), IPv4Interface("192.0.2.5/32"))
+    OTHERS6 = (IPv6Interface("2001:db8:7::7/64"),)
+
+    def addresses(self) -> AddressMap:
+        told = network()
+        assert told.ipv4 is not None
+        assert told.ipv6 is not None
+        ipv4, ipv6 = evolve(told.ipv4, others=self.OTHERS), evolve(told.ipv6, others=self.OTHERS6)
+        return AddressMap(evolve(told, ipv4=ipv4, ipv6=ipv6))
+
+    def test_peers_there_are_host_local(self) -> None:
+        for peer, seen in (
+            (V4.guest, V4.gateway),
+            ("203.0.113.7", V4.gateway),
+            ("192.0.2.5", V4.gateway),
+            ("2001:db8:7::7", V6.gateway),
+        ):
+            assert self.addresses().source_for_guest(packed(peer)) == packed(seen)
+
+    def test_broadcast_address_of_each_network(self) -> None:
+        for address, is_theirs in (
+            ("198.51.100.255", True),
+            ("203.0.113.15", True),
+            ("203.0.113.255", False),
+            ("192.0.2.5", False),
+        ):
+            assert self.addresses().is_for_neighbours(packed(address)) is is_theirs
+
+
+def test_link_local_destinations_are_at_the_interface_that_is_the_way_out() -> None:
+    told = network()
+    assert told.ipv6 is not None
+    told = evolve(told, ipv6=evolve(told.ipv6, interface="gone0"))
+    index = socket.if_nametoindex("lo")
+    assert AddressMap(told, "lo").destination_on_host(packed("fe80::77"), 80) == Endpoint(packed("fe80::77"), 80, index)
+
+
 class TestAfterAChange:
     """The host's network has changed, and the guest may not know it yet."""
 
     BEFORE = network()
-    NOW = GuestNetwork(
-        GuestIPv4(IPv4Address("203.0.113.7"), 24, IPv4Address("203.0.113.1")),
-        GuestIPv6(IPv6Address("2001:db8:7::7"), 64, IPv6Address("fe80::7")),
+    NOW = gateways_mapped(
+        GuestNetwork(
+            GuestIPv4(IPv4Address("203.0.113.7"), 24, IPv4Address("203.0.113.1")),
+            GuestIPv6(IPv6Address("2001:db8:7::7"), 64, IPv6Address("fe80::7")),
+        )
     )
 
     def map(self, now: GuestNetwork = NOW, *former: GuestIPv4 | GuestIPv6, **changes: Any) -> AddressMap:

@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
+WAIT_S = 5.0
 PING_GROUP_RANGE = Path("/proc/sys/net/ipv4/ping_group_range")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,6 +42,22 @@ def answer_for(subnet: str, *, source: str) -> None:
 def has_address(address: str) -> None:
     """The host has it."""
     subprocess.run(["ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])], check=True)
+    if ":" in address:
+        _wait_until_it_works(address.partition("/")[0])
+
+
+def _wait_until_it_works(address: str) -> None:
+    """Without duplicate address detection, too, the kernel leaves the rest of a new IPv6 address to a work queue."""
+    deadline = time.monotonic() + WAIT_S
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.01)
+        sock.bind((address, 0, 0, socket.if_nametoindex("lo")))
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                sock.sendto(b"?", sock.getsockname())
+                sock.recv(1)
+                return
+    raise TimeoutError(f"{address} does not work")
 
 
 def loopback_carries(mtu_bytes: int) -> None:

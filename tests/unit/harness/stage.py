@@ -19,6 +19,7 @@ from attrs import frozen
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from harness import oracle
+from harness.mapped import gateways_of
 from harness.oracle import Seen, SeenError, SeenFragment, SeenOther, SeenTcp, SeenUdp
 from harness.tcp import GuestTcp, HostServer, HostSocket
 from harness.waiting import eventually
@@ -91,11 +92,10 @@ def network(
     dns_forwards: tuple[DnsForward, ...] = (),
 ) -> GuestNetwork:
     """The network of `V4` and `V6`."""
+    guest4 = GuestIPv4(IPv4Address(V4.guest), 24, IPv4Address(V4.gateway)) if ipv4 else None
+    guest6 = GuestIPv6(IPv6Address(V6.guest), 64, IPv6Address(V6.gateway)) if ipv6 else None
     return GuestNetwork(
-        ipv4=GuestIPv4(IPv4Address(V4.guest), 24, IPv4Address(V4.gateway)) if ipv4 else None,
-        ipv6=GuestIPv6(IPv6Address(V6.guest), 64, IPv6Address(V6.gateway)) if ipv6 else None,
-        mtu_bytes=mtu_bytes,
-        dns_forwards=dns_forwards,
+        guest4, guest6, mtu_bytes=mtu_bytes, dns_forwards=dns_forwards, host_addresses=gateways_of(guest4, guest6)
     )
 
 
@@ -314,8 +314,8 @@ class Stage:
         for _ in range(100):
             port = random.randrange(20_000, 32_000)
             try:
-                listeners = PortListeners.bind([PortForward(protocol, port, target, bound_to)])
-            except StartupError:  # in use
+                listeners = PortListeners.bind([PortForward(protocol, port, port, target, bound_to)])
+            except (StartupError, ExceptionGroup):  # in use
                 continue
             self.opened.callback(listeners.close)
             listeners.receiver = self.dispatcher
@@ -328,6 +328,11 @@ class Stage:
         """What `forwards` has bound, for the dispatcher."""
         found = (listeners.udp_port(target, destination) for listeners in self._listeners)
         return next((port for port in found if port is not None), None)
+
+    @property
+    def descriptors(self) -> int:
+        """Of the forwarded ports, for the dispatcher."""
+        return sum(listeners.descriptors for listeners in self._listeners)
 
     # -- TCP connections -----------------------------------------------------------------------------------------------
 

@@ -1,10 +1,12 @@
 """Forwarded ports of a test's own, and a receiver that keeps what arrives at them."""
 
+import os
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 import trio
@@ -22,15 +24,18 @@ from trio_passt.wire.datagrams import Train
 
 BOTH = [Protocol.TCP, Protocol.UDP]
 
+OURSELVES = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+"""This process as the holder of a port."""
+
 
 def free_port() -> int:
     """A port that nobody has, in any family and protocol; outside of what the kernel gives to others."""
     for _ in range(100):
         port = random.randrange(20_000, 32_000)
-        forwards = [PortForward(protocol, port, 1) for protocol in BOTH]
+        forwards = [PortForward(protocol, port, port, 1) for protocol in BOTH]
         try:
             PortListeners.bind(forwards).close()
-        except StartupError:
+        except (StartupError, ExceptionGroup):
             continue
         return port
     pytest.fail("no free port")

@@ -52,7 +52,7 @@ async def asked(guest: Stage, host: socket.socket, family: Family) -> tuple[str,
 async def test_forwarded_port_that_was_aborted_goes_on(family: Family) -> None:
     """It has no peer that it could lose."""
     receiver, number = Recorder(), free_port()
-    async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+    async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver):
         aborted(number)
         await nobody_turns_in_circles()
         assert receiver.datagram_errors == []
@@ -63,7 +63,7 @@ async def test_forwarded_port_that_was_aborted_goes_on(family: Family) -> None:
 
 async def test_forwarded_port_without_a_guest(family: Family) -> None:
     number = free_port()
-    async with listening(PortForward(Protocol.UDP, number, 80)) as listeners:
+    async with listening(PortForward(Protocol.UDP, number, number, 80)) as listeners:
         aborted(number)
         await nobody_turns_in_circles()
         listeners.receiver = receiver = Recorder()

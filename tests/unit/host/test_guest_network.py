@@ -13,6 +13,7 @@ from trio_passt.config import (
     GuestIPv4,
     GuestIPv6,
     GuestNetwork,
+    HostAddress,
     NetworkBoot,
     Resolvers,
     Wishes,
@@ -26,6 +27,13 @@ OFFICE_IPV4 = GuestIPv4(IPv4Address("198.51.100.7"), 25, IPv4Address("198.51.100
 OFFICE_IPV6 = GuestIPv6(IPv6Address("2001:db8:2::7"), 64, IPv6Address("fe80::2"), "wlan0")
 RESOLVERS = Resolvers((IPv4Address("192.0.2.53"),), (IPv6Address("2001:db8::53"),))
 DNS = (IPv4Address("192.0.2.53"), IPv6Address("2001:db8::53"))
+
+
+def mapped(ipv4: IPv4Address, ipv6: IPv6Address) -> tuple[HostAddress, HostAddress]:
+    return HostAddress(ipv4, IPv4Address("127.0.0.1")), HostAddress(ipv6, IPv6Address("::1"))
+
+
+HOME_MAPPED = mapped(HOME_IPV4.gateway, HOME_IPV6.gateway)
 
 NO_WISHES = Wishes()
 
@@ -47,7 +55,9 @@ def forward(seen_by_guest: str, on_host: str) -> DnsForward:
 class TestAtStart:
     def test_host_that_is_online(self) -> None:
         decision = decide(NO_WISHES, HOME)
-        assert decision.network == GuestNetwork(HOME_IPV4, HOME_IPV6, RESOLVERS, nameservers=DNS)
+        assert decision.network == GuestNetwork(
+            HOME_IPV4, HOME_IPV6, RESOLVERS, nameservers=DNS, host_addresses=HOME_MAPPED
+        )
         assert decision.notes == ()
 
     def test_wishes_are_passed_on(self) -> None:
@@ -86,7 +96,10 @@ class TestAtStart:
         """The gateways are told as nameservers, so that there is one as soon as the host has one."""
         decision = decide(NO_WISHES, OFFLINE)
         assert decision.network == GuestNetwork(
-            LOCAL_IPV4, LOCAL_IPV6, Resolvers((LOCAL_IPV4.gateway,), (LOCAL_IPV6.gateway,))
+            LOCAL_IPV4,
+            LOCAL_IPV6,
+            Resolvers((LOCAL_IPV4.gateway,), (LOCAL_IPV6.gateway,)),
+            host_addresses=mapped(LOCAL_IPV4.gateway, LOCAL_IPV6.gateway),
         )
         assert len(decision.notes) == 1
         assert "local mode" in decision.notes[0]

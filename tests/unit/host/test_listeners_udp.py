@@ -23,7 +23,7 @@ from trio_passt.host.listeners import UdpPort
 
 async def test_datagram_goes_to_the_receiver_with_the_address_it_was_sent_to(family: Family) -> None:
     receiver, port = Recorder(), free_port()
-    async with listening(PortForward(Protocol.UDP, port, 53), receiver=receiver):
+    async with listening(PortForward(Protocol.UDP, port, port, 53), receiver=receiver):
         with client(family, socket.SOCK_DGRAM, port) as sock:
             sock.send(b"question")
             sock.send(b"")
@@ -40,7 +40,7 @@ class TestErrors:
 
     async def test_go_to_the_receiver(self, family: Family) -> None:
         receiver, number = Recorder(), free_port()
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver) as listeners:
             port = listeners.udp_port(80, ip_address(family.local).packed)
             assert port is not None
             gone = [gone_client(family) for _ in range(2)]
@@ -55,7 +55,7 @@ class TestErrors:
 
     async def test_cost_no_datagram(self, family: Family) -> None:
         receiver, number = Recorder(), free_port()
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver) as listeners:
             port = listeners.udp_port(80, ip_address(family.local).packed)
             assert port is not None
             with client(family, socket.SOCK_DGRAM, number) as sock:
@@ -67,7 +67,7 @@ class TestErrors:
 
     async def test_are_nobodys_without_a_guest(self, family: Family) -> None:
         number = free_port()
-        async with listening(PortForward(Protocol.UDP, number, 80)) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 80)) as listeners:
             port = listeners.udp_port(80, ip_address(family.local).packed)
             assert port is not None
             send_to(port, b"reply", gone_client(family))
@@ -108,7 +108,7 @@ async def test_port_that_cannot_be_read_now(family: Family, monkeypatch: pytest.
 
     monkeypatch.setattr(DatagramBuffer, "read_named", sometimes)
     receiver, port = Recorder(), free_port()
-    async with listening(PortForward(Protocol.UDP, port, 80), receiver=receiver):
+    async with listening(PortForward(Protocol.UDP, port, port, 80), receiver=receiver):
         with client(family, socket.SOCK_DGRAM, port) as sock:
             sock.send(b"x")
             await receiver.receives(b"x")
@@ -121,7 +121,7 @@ class TestFullReceiver:
     async def test_gets_all_when_there_is_room(self, family: Family) -> None:
         receiver, number = Recorder(), free_port()
         receiver.is_full = True
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver):
             with client(family, socket.SOCK_DGRAM, number) as sock:
                 sent = [b"%d" % number for number in range(100)]
                 for payload in sent:
@@ -137,7 +137,7 @@ class TestFullReceiver:
     async def test_is_asked_once_for_all_ports(self) -> None:
         receiver, numbers = Recorder(), [free_port() for _ in range(3)]
         receiver.is_full = True
-        async with listening(*(PortForward(Protocol.UDP, number, 80) for number in numbers), receiver=receiver):
+        async with listening(*(PortForward(Protocol.UDP, number, number, 80) for number in numbers), receiver=receiver):
             with ExitStack() as opened:
                 for number in numbers:
                     opened.enter_context(client(V4, socket.SOCK_DGRAM, number)).send(b"x")
@@ -149,7 +149,7 @@ class TestFullReceiver:
     async def test_that_is_full_again(self) -> None:
         receiver, number = Recorder(), free_port()
         receiver.is_full = True
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver):
             with client(V4, socket.SOCK_DGRAM, number) as sock:
                 sock.send(b"one")
                 for _ in range(3):
@@ -165,7 +165,7 @@ class TestFullReceiver:
         """A socket that is not read would be reported again and again."""
         receiver, number = Recorder(), free_port()
         receiver.is_full = True
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver):
             with client(V4, socket.SOCK_DGRAM, number) as sock:
                 sock.send(b"one")
                 with trio.fail_after(2):
@@ -176,7 +176,7 @@ class TestFullReceiver:
         """A full one that goes leaves nothing parked."""
         full, receiver, number = Recorder(), Recorder(), free_port()
         full.is_full = True
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=full) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=full) as listeners:
             with client(V4, socket.SOCK_DGRAM, number) as sock:
                 sock.send(b"one")
                 await wait_all_tasks_blocked(0.001)
@@ -189,7 +189,7 @@ class TestFullReceiver:
     async def test_ports_that_are_closed_meanwhile(self) -> None:
         receiver, number = Recorder(), free_port()
         receiver.is_full = True
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver) as listeners:
             with client(V4, socket.SOCK_DGRAM, number) as sock:
                 sock.send(b"one")
                 await wait_all_tasks_blocked(0.001)
@@ -216,7 +216,7 @@ class TestOverflow:
 
     async def test_is_told_when_the_guest_goes(self, family: Family) -> None:
         receiver, number = Recorder(), free_port()
-        async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver) as listeners:
             with client(family, socket.SOCK_DGRAM, number) as sock:
                 sock.send(b"x")
                 await receiver.receives(b"x")
@@ -228,7 +228,7 @@ class TestOverflow:
     async def test_is_that_of_each_guest_by_itself(self) -> None:
         """And that of no guest is nobody's."""
         guests, number = [Recorder(), Recorder()], free_port()
-        async with listening(PortForward(Protocol.UDP, number, 80)) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 80)) as listeners:
             with client(V4, socket.SOCK_DGRAM, number) as sock:
                 for guest in guests:
                     for _ in range(self.FLOOD):
@@ -243,7 +243,7 @@ class TestOverflow:
 
     async def test_is_not_told_of_ports_that_nobody_sent_to(self) -> None:
         receiver, numbers = Recorder(), [free_port(), free_port()]
-        forwards = [PortForward(Protocol.UDP, number, 80) for number in numbers]
+        forwards = [PortForward(Protocol.UDP, number, number, 80) for number in numbers]
         async with listening(*forwards, receiver=receiver) as listeners:
             with client(V4, socket.SOCK_DGRAM, numbers[0]) as sock:
                 sock.send(b"x")
@@ -256,7 +256,7 @@ async def test_receiver_that_has_a_bug_does_not_cost_the_port(family: Family, ca
     """It outlives that guest."""
     receiver, number = Recorder(), free_port()
     receiver.error = ZeroDivisionError("oops")
-    async with listening(PortForward(Protocol.UDP, number, 80), receiver=receiver):
+    async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver):
         with client(family, socket.SOCK_DGRAM, number) as sock:
             sock.send(b"lost")
             await wait_all_tasks_blocked(0.001)
@@ -276,8 +276,8 @@ class TestUdpPort:
 
     async def test_is_found_by_its_target(self, family: Family) -> None:
         numbers = [free_port(), free_port()]
-        forwards = [PortForward(Protocol.UDP, number, 5000 + index) for index, number in enumerate(numbers)]
-        async with listening(*forwards, PortForward(Protocol.TCP, numbers[0], 5002)) as listeners:
+        forwards = [PortForward(Protocol.UDP, number, number, 5000 + index) for index, number in enumerate(numbers)]
+        async with listening(*forwards, PortForward(Protocol.TCP, numbers[0], numbers[0], 5002)) as listeners:
             for remote in (ip_address(LOOPBACK[family]).packed, ip_address(ELSEWHERE[family]).packed):
                 for index, number in enumerate(numbers):
                     port = listeners.udp_port(5000 + index, remote)
@@ -289,16 +289,18 @@ class TestUdpPort:
 
     async def test_of_loopback_reaches_loopback_only(self, family: Family) -> None:
         """What leaves from there is dropped by other machines, and has no way there in the first place."""
-        forward = PortForward(Protocol.UDP, free_port(), 5000, ip_address(LOOPBACK[family]))
+        number = free_port()
+        forward = PortForward(Protocol.UDP, number, number, 5000, ip_address(LOOPBACK[family]))
         async with listening(forward) as listeners:
             port = listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed)
             assert port is not None
-            assert port.socket.getsockname()[:2] == (LOOPBACK[family], forward.port)
+            assert port.socket.getsockname()[:2] == (LOOPBACK[family], number)
             assert listeners.udp_port(5000, ip_address(ELSEWHERE[family]).packed) is None
 
     async def test_of_one_address_elsewhere_does_not_reach_loopback(self, namespace: None, family: Family) -> None:
         has_address(ELSEWHERE[family])
-        forward = PortForward(Protocol.UDP, free_port(), 5000, ip_address(ELSEWHERE[family]))
+        number = free_port()
+        forward = PortForward(Protocol.UDP, number, number, 5000, ip_address(ELSEWHERE[family]))
         async with listening(forward) as listeners:
             assert listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed) is None
             port = listeners.udp_port(5000, ip_address("192.0.2.7" if family is V4 else "2001:db8:7::7").packed)
@@ -309,9 +311,9 @@ class TestUdpPort:
         """Of two of a kind, the first one."""
         numbers = [free_port() for _ in range(3)]
         forwards = [
-            PortForward(Protocol.UDP, numbers[0], 5000, ip_address(LOOPBACK[family])),
-            PortForward(Protocol.UDP, numbers[1], 5000),
-            PortForward(Protocol.UDP, numbers[2], 5000, ip_address(LOOPBACK[family])),
+            PortForward(Protocol.UDP, numbers[0], numbers[0], 5000, ip_address(LOOPBACK[family])),
+            PortForward(Protocol.UDP, numbers[1], numbers[1], 5000),
+            PortForward(Protocol.UDP, numbers[2], numbers[2], 5000, ip_address(LOOPBACK[family])),
         ]
         async with listening(*forwards) as listeners:
             port = listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed)
@@ -322,10 +324,25 @@ class TestUdpPort:
             assert port is not None
             assert port.socket.getsockname()[1] == numbers[0]
 
+    async def test_of_an_interface_reaches_what_is_on_its_side_of_the_host(
+        self, namespace: None, family: Family
+    ) -> None:
+        """Loopback is one, too."""
+        numbers = free_port(), free_port()
+        forwards = [
+            PortForward(Protocol.UDP, numbers[0], numbers[0], 5000, interface="lo"),
+            PortForward(Protocol.UDP, numbers[1], numbers[1], 5001, interface="lo"),
+        ]
+        async with listening(*forwards) as listeners:
+            port = listeners.udp_port(5000, ip_address(LOOPBACK[family]).packed)
+            assert port is not None
+            assert port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16) == b"lo\0"
+            assert listeners.udp_port(5000, ip_address(ELSEWHERE[family]).packed) is None
+
     @pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2", "0.0.0.0"])
     async def test_sends_from_the_address_that_is_asked_for(self, source: str) -> None:
         number = free_port()
-        async with listening(PortForward(Protocol.UDP, number, 5000)) as listeners:
+        async with listening(PortForward(Protocol.UDP, number, number, 5000)) as listeners:
             port = listeners.udp_port(5000, ip_address("127.0.0.1").packed)
             assert port is not None
             with client(V4, socket.SOCK_DGRAM, 9) as sock:

@@ -13,6 +13,7 @@ from harness.stage import V4, V6, Family
 
 from trio_passt.host import sockets
 from trio_passt.host.error_queue import IP_RECVERR, IPV6_RECVERR, ORIGIN_ICMP, ORIGIN_ICMPV6, ORIGIN_LOCAL
+from trio_passt.host.outbound import Way
 from trio_passt.icmp.flow import warn_no_permission
 
 ELSEWHERE = {V4: "203.0.113.9", V6: "2001:db8:9::9"}
@@ -57,7 +58,7 @@ class FakeHost:
         self.ping.fails_to_send, self.ping.fails_to_receive, self.ping.entries = [], [], []
         self.requests: list[tuple[int, int]] = []
 
-    def open(self, address_bytes: int, identifier: int) -> socket.socket:
+    def open(self, address_bytes: int, identifier: int, _way: Way | None = None) -> socket.socket:
         self.requests.append((address_bytes, identifier))
         return self.ping
 
@@ -107,8 +108,8 @@ def kernels_request(family: Family, identifier: int, sequence: int, data: bytes 
     return bytes((kind, 0, 0xAB, 0xCD)) + identifier.to_bytes(2, "big") + sequence.to_bytes(2, "big") + data
 
 
-def raiser(failure: OSError) -> Callable[[int, int], socket.socket]:
-    def fail(_address_bytes: int, _identifier: int) -> socket.socket:
+def raiser(failure: OSError) -> Callable[..., socket.socket]:
+    def fail(*_arguments: object) -> socket.socket:
         raise failure
 
     return fail

@@ -4,12 +4,15 @@ import errno
 import logging
 import os
 import socket
+from ipaddress import ip_address
 
 import pytest
+from attrs import evolve
 from echo_script import reply, request
 from fake_ping import ELSEWHERE, FakeHost, error, kernels_reply, no_permission, raiser
 from harness.stage import V4, V6, Family, Stage, network, on_stage
 
+from trio_passt.config import HostAddress
 from trio_passt.host import sockets
 from trio_passt.icmp.flow import INBOX_REQUESTS, REPLIES_PER_TURN, check_permission, warn_no_permission
 
@@ -135,6 +138,23 @@ async def test_without_permission_the_host_is_answered_for_by_us(
     assert sum(guest.session.drops.values()) == 1
 
 
+async def test_without_permission_whatever_stands_for_the_host_is_answered_for(
+    monkeypatch: pytest.MonkeyPatch, family: Family
+) -> None:
+    """And the gateway is not, if it is itself."""
+    no_permission(monkeypatch)
+    mapped = {V4: ("192.0.2.77", "192.0.2.78"), V6: ("2001:db8::77", "2001:db8::78")}[family]
+    on_host = (ip_address(family.local), ip_address(family.guest))
+    host_addresses = tuple(HostAddress(ip_address(seen), host) for seen, host in zip(mapped, on_host, strict=True))
+    async with on_stage(evolve(network(), host_addresses=host_addresses)) as guest:
+        for remote in mapped:
+            guest.sends_packets(request(family, 9, 1, b"data", remote))
+            assert await reply(guest, family, remote) == (9, 1, b"data")
+        guest.sends_packets(request(family, 9, 2, b"data"))
+        await guest.expects_drop("echo: no permission for ping sockets")
+        await guest.expects_nothing()
+
+
 async def test_without_permission_there_is_one_warning(
     guest: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,7 +248,7 @@ async def test_permission_is_checked_at_start(
     near, far = socket.socketpair()
     far.close()
 
-    def open_ping(_address_bytes: int, _identifier: int) -> socket.socket:
+    def open_ping(*_arguments: object) -> socket.socket:
         if error is not None:
             raise OSError(error, os.strerror(error))
         return near

@@ -15,6 +15,7 @@ from harness.parts import fragments
 from harness.stage import Family, Stage, network, on_stage
 
 from trio_passt.host import sockets
+from trio_passt.host.outbound import Way
 from trio_passt.icmp.flow import IDLE_S
 
 IN_NAMESPACE = "TRIO_PASST_TEST_IN_NAMESPACE"
@@ -149,8 +150,8 @@ async def test_hop_limit_is_the_guests(guest: Stage, family: Family, monkeypatch
     opened: list[socket.socket] = []
     open_ping = sockets.open_ping
 
-    def watched(address_bytes: int, identifier: int) -> socket.socket:
-        opened.append(open_ping(address_bytes, identifier))
+    def watched(address_bytes: int, identifier: int, way: Way | None = None) -> socket.socket:
+        opened.append(open_ping(address_bytes, identifier, way))
         return opened[-1]
 
     monkeypatch.setattr(sockets, "open_ping", watched)

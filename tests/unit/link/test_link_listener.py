@@ -13,7 +13,7 @@ import trio
 from trio_passt.errors import StartupError
 from trio_passt.link import listener
 from trio_passt.link.base import LinkClosed
-from trio_passt.link.listener import from_fd, listen
+from trio_passt.link.listener import from_fd, from_listening_fd, listen
 from trio_passt.wire import framing
 
 
@@ -145,10 +145,15 @@ def test_paths_that_do_not_work(path: Path) -> None:
         listen(path / "x")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_directory_that_is_not_ours() -> None:
-    with pytest.raises(StartupError, match="Permission denied"):
-        listen(Path("/usr/guest.socket"))
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(61124)  # root may write anywhere
+    try:
+        with pytest.raises(StartupError, match="Permission denied"):
+            listen(Path("/usr/guest.socket"))
+    finally:
+        os.seteuid(before)
 
 
 class TestDefaultPath:
@@ -233,6 +238,82 @@ async def test_accept_waits_when_descriptors_are_short(
     assert errors == []
     assert trio.current_time() >= listener.RETRY_ACCEPT_S
     assert [record.getMessage() for record in caplog.records] == ["can't accept a guest now: Too many open files"]
+
+
+async def test_descriptor_that_listens(path: Path) -> None:
+    """Its file is somebody else's: it stays, and who made it goes on listening."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as theirs:
+        theirs.bind(str(path))
+        theirs.listen()
+        fd = os.dup(theirs.fileno())
+        os.set_inheritable(fd, True)
+        guests = from_listening_fd(fd)
+        assert not os.get_inheritable(fd)
+        assert guests.path == path
+        guests.give_to(os.geteuid() + 1, os.getegid() + 1)
+        assert os.stat(path).st_uid == os.geteuid()
+        with connect(path) as guest:
+            link = await guests.accept()
+            guest.sendall(framing.join([bytes(20)]).data)
+            assert len(await link.receive_batch()) == 1
+            link.close()
+        guests.close()
+        connect(path).close()  # the file is there, and somebody listens
+
+
+async def test_descriptor_that_listens_at_an_abstract_address() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as theirs:
+        theirs.bind(f"\0trio-passt-test-{os.getpid()}")
+        theirs.listen()
+        guests = from_listening_fd(os.dup(theirs.fileno()))
+        assert guests.path is None
+        guests.give_to(0, 0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guest:
+            guest.connect(theirs.getsockname())
+            (await guests.accept()).close()
+        guests.close()
+
+
+def test_descriptor_that_does_not_listen() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(StartupError, match=f"descriptor {ours.fileno()}: not a socket that listens"):
+        from_listening_fd(ours.fileno())
+    with pytest.raises(StartupError, match="descriptor 9999: Bad file descriptor"):
+        from_listening_fd(9999)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_file_is_given_to_somebody(path: Path) -> None:
+    guests = listen(path)
+    guests.give_to(61124, 61125)
+    assert (path.stat().st_uid, path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (61124, 61125, 0o600)
+    guests.close()
+    assert not path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("other", ["a file", "a link"])
+def test_another_file_in_its_place_is_not_given_away(path: Path, other: str) -> None:
+    guests = listen(path)
+    path.unlink()
+    precious = path.with_name("precious")
+    precious.write_text("precious")
+    if other == "a file":
+        path.hardlink_to(precious)
+    else:
+        path.symlink_to(precious)
+    guests.give_to(61124, 61125)
+    assert precious.stat().st_uid == 0
+    guests.close()
+    assert path.lstat().st_uid == 0
+
+
+def test_a_file_that_is_gone_can_not_be_given_away(path: Path) -> None:
+    guests = listen(path)
+    path.unlink()
+    with pytest.raises(StartupError, match=f"can't give {path} to user 1, group 2: No such file or directory"):
+        guests.give_to(1, 2)
+    guests.close()
 
 
 async def test_connected_descriptor() -> None:

@@ -1,6 +1,6 @@
 """Plain BOOTP (RFC 951, RFC 1534), and what a guest boots from the network (PXE, iPXE)."""
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 import pytest
 from attrs import evolve
@@ -24,7 +24,7 @@ from scapy.layers.dhcp import BOOTP
 from scapy.layers.inet import IP
 from scapy.packet import Packet
 
-from trio_passt.config import GuestNetwork, NetworkBoot, Resolvers
+from trio_passt.config import GuestNetwork, HostAddress, NetworkBoot, Resolvers
 from trio_passt.wire import domain
 
 WITHOUT_COOKIE = bytes(BOOTP(op=1, xid=XID, chaddr=GUEST_MAC)) + bytes(64)
@@ -37,6 +37,20 @@ MACHINE = b"\x00" + bytes(range(16))
 
 def boot_fields(reply: Packet) -> tuple[str, bytes, bytes]:
     return reply[BOOTP].siaddr, reply[BOOTP].file.rstrip(b"\0"), reply[BOOTP].sname.rstrip(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("mappings", "server"),
+    [
+        ((), "192.0.2.1"),
+        ((("2001:db8::77", "::1"), ("192.0.2.78", "192.0.2.5")), "192.0.2.1"),
+        ((("192.0.2.78", "192.0.2.5"), ("192.0.2.77", "127.0.0.1")), "192.0.2.77"),
+    ],
+)
+def test_server_is_the_host_where_the_guest_reaches_it(mappings: tuple[tuple[str, str], ...], server: str) -> None:
+    addresses = tuple(HostAddress(ip_address(seen), ip_address(on_host)) for seen, on_host in mappings)
+    network = evolve(NETWORK, boot=NetworkBoot("ipxe.efi"), host_addresses=addresses)
+    assert boot_fields(reply_to(ask("discover"), network)) == (server, b"ipxe.efi", b"")
 
 
 class TestBootp:

@@ -30,7 +30,7 @@ from scapy.layers.inet6 import (
 from scapy.packet import Packet, Raw
 from scapy.utils6 import in6_getnsma, in6_ptop
 
-from trio_passt.config import GuestIPv6, GuestNetwork, Resolvers
+from trio_passt.config import GuestIPv6, GuestNetwork, HostAddress, Resolvers
 from trio_passt.services import ndp
 from trio_passt.wire import icmp, ipv6
 from trio_passt.wire.errors import MalformedPacket
@@ -107,6 +107,14 @@ def short(message: Packet, size: int) -> Packet:
 )
 def test_silence(packet: Packet) -> None:
     assert send(packet) is None
+
+
+def test_dad_of_an_address_that_stands_for_the_host_finds_it_taken() -> None:
+    mapped = evolve(NETWORK, host_addresses=(HostAddress(IPv6Address("2001:db8:1:2::88"), IPv6Address("::1")),))
+    probe = solicit("2001:db8:1:2::88", source="::")
+    reply = dissect(send(probe, mapped))
+    assert (reply[IPv6].dst, reply[ICMPv6ND_NA].tgt, reply[ICMPv6ND_NA].R) == ("ff02::1", "2001:db8:1:2::88", 0)
+    assert send(probe) is None
 
 
 def test_dad_of_the_routers_address_finds_it_taken() -> None:
@@ -251,16 +259,26 @@ def test_names_that_dns_cannot_write_are_left_out() -> None:
 
 
 def test_solicitation_for_the_guests_address() -> None:
-    packet = dissect(ndp.solicitation(NETWORK))
+    (frame,) = ndp.solicitations(NETWORK)
+    packet = dissect(frame)
     assert (packet.dst, packet.src) == ("33:33:ff:00:00:05", HOST_MAC_TEXT)
     assert (packet[IPv6].src, packet[IPv6].dst, packet[IPv6].hlim) == ("fe80::1", "ff02::1:ff00:5", 255)
     assert packet[ICMPv6ND_NS].tgt == "2001:db8:1:2::5"
     assert packet[ICMPv6NDOptSrcLLAddr].lladdr == HOST_MAC_TEXT
 
 
+def test_router_is_never_at_the_address_of_a_guest_that_has_our_mac() -> None:
+    """libvirt 9.0 runs passt with the guest's own MAC address as `--mac-addr`."""
+    guest = GuestIPv6(IPv6Address("2001:db8:1:2::5"), 64, IPv6Address("2001:db8:1:2::1"))
+    network = evolve(NETWORK, ipv6=guest, host_mac=GUEST_MAC)
+    assert send(solicit(GUEST_LINK_LOCAL, source="::"), network) is None
+    packet = dissect(ndp.advertisement(network))
+    assert (packet.src, packet[IPv6].src) == (GUEST_MAC_TEXT, "fe80::9855:9aff:fe55:9a55")
+
+
 def test_no_ipv6_no_answer() -> None:
     assert send(solicit("fe80::1"), NO_NETWORK) is None
-    for function in (ndp.advertisement, ndp.solicitation):
+    for function in (ndp.advertisement, ndp.solicitations):
         with pytest.raises(ValueError, match="IPv6"):
             function(NO_NETWORK)
 

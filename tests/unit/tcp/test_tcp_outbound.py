@@ -11,6 +11,7 @@ from harness.waiting import eventually
 
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.outbound import Way
 from trio_passt.tcp.opening import Opening, Verdict
 from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN, TcpSegment
 
@@ -61,7 +62,7 @@ async def test_refused_connection_is_reset(guest: Stage, family: Family) -> None
 async def test_connection_that_the_host_cannot_even_try_is_reset(
     guest: Stage, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def fail(_peer: Endpoint) -> socket.socket:
+    def fail(*_arguments: object) -> socket.socket:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(sockets, "start_tcp_connection", fail)
@@ -86,9 +87,9 @@ async def test_repeated_syn_while_the_host_connects_is_the_same_connection(
     calls: list[Endpoint] = []
     start = sockets.start_tcp_connection
 
-    def count(peer: Endpoint) -> socket.socket:
+    def count(peer: Endpoint, way: Way | None) -> socket.socket:
         calls.append(peer)
-        return start(peer)
+        return start(peer, way)
 
     monkeypatch.setattr(sockets, "start_tcp_connection", count)
     tcp = guest.tcp(V4, guest.host_is_silent(V4))

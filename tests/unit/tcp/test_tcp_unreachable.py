@@ -12,7 +12,6 @@ from scapy.layers.inet import ICMP, TCP, IPerror, TCPerror
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPerror6
 
 from trio_passt.host import sockets
-from trio_passt.host.endpoint import Endpoint
 from trio_passt.wire.tcp import ACK, RST, SYN
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
@@ -29,7 +28,7 @@ ELSEWHERE = {4: "203.0.113.80", 6: "2001:db8:80::80"}
 def fail_at_once(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The kernel knows when it is asked to connect: it has no route, or a firewall's rule."""
 
-    def fail(_peer: Endpoint) -> socket.socket:
+    def fail(*_arguments: object) -> socket.socket:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(sockets, "start_tcp_connection", fail)

@@ -33,7 +33,7 @@ def forwarded(*addresses: str | None) -> Iterator[tuple[PortListeners, int]]:
     for _ in range(100):
         number = random.randrange(20_000, 32_000)
         forwards = [
-            PortForward(Protocol.UDP, number + index, TARGET, ip_address(address) if address else None)
+            PortForward(Protocol.UDP, number + index, number + index, TARGET, ip_address(address) if address else None)
             for index, address in enumerate(addresses)
         ]
         try:

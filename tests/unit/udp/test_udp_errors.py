@@ -17,6 +17,7 @@ from trio_passt.config import Protocol
 from trio_passt.host import error_queue, sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import ORIGIN_ICMP, ORIGIN_ICMPV6, DatagramError
+from trio_passt.host.outbound import Way
 from trio_passt.udp.flow import IDLE_S
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
@@ -347,8 +348,10 @@ def unfragmented(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sockets that would rather fail than make fragments, as where a system is set so (ip(7), ip_no_pmtu_disc)."""
     open_udp = sockets.open_udp
 
-    def open_so(peer: Endpoint, port: int = 0, sharing: Sequence[socket.socket] = ()) -> tuple[socket.socket, bool]:
-        sock, has_port = open_udp(peer, port, sharing)
+    def open_so(
+        peer: Endpoint, port: int = 0, sharing: Sequence[socket.socket] = (), way: Way | None = None
+    ) -> tuple[socket.socket, bool]:
+        sock, has_port = open_udp(peer, port, sharing, way)
         if peer.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO: linux/in.h
         else:

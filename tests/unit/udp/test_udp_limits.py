@@ -36,6 +36,17 @@ async def test_half_of_the_descriptors_is_for_udp(monkeypatch: pytest.MonkeyPatc
         assert not guest.session.drops
 
 
+@pytest.mark.interpreted
+async def test_forwarded_ports_have_theirs_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "descriptor_limit", lambda: 42)
+    monkeypatch.setattr(Stage, "descriptors", 30)
+    async with on_stage() as guest:
+        host = guest.host_udp(V4)
+        for count in range(10):
+            await exchange(guest, host, V4, 5000 + count)
+        assert ports_of_flows(guest) == list(range(5004, 5010))
+
+
 async def test_flow_limit_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "descriptor_limit", lambda: 1_000_000)
     async with on_stage(flow_limit=3) as guest:

@@ -4,14 +4,13 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 from harness.stage import V4, V6, Family, Stage, network, on_stage
 from udp_script import datagram, exchange, free_port, hears, is_asked, port_of, receives
 
 from trio_passt.host import sockets
-from trio_passt.host.endpoint import Endpoint
 from trio_passt.udp.flow import IDLE_S
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
@@ -143,14 +142,14 @@ async def test_guest_that_goes_takes_its_sockets_along(guest: Stage) -> None:
 
 
 def opener(near: socket.socket) -> Opener:
-    def open_udp(_peer: Endpoint, _port: int = 0, _sharing: Sequence[socket.socket] = ()) -> tuple[socket.socket, bool]:
+    def open_udp(*_arguments: object) -> tuple[socket.socket, bool]:
         return near, False
 
     return open_udp
 
 
 def failing(number: int) -> Opener:
-    def open_udp(_peer: Endpoint, _port: int = 0, _sharing: Sequence[socket.socket] = ()) -> tuple[socket.socket, bool]:
+    def open_udp(*_arguments: object) -> tuple[socket.socket, bool]:
         raise OSError(number, os.strerror(number))
 
     return open_udp

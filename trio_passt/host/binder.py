@@ -1,0 +1,189 @@
+"""Which forwarded ports are bound when, and what becomes of those that can't be.
+
+Theory of operation.  Ports that must be bound come first: all of them are tried, and if any is refused the daemon does
+not start, and says every one.  Then those that are wanted: what is refused is a line in the log.  At last the spare
+ones, lowest numbers first, each port with all its sockets (TCP and UDP, IPv4 and IPv6) before the next one: so what is
+there is whole, wherever a limit ends it.  What others have is left to them.
+
+Every connection of the guest's takes a descriptor, too.  So none but the ports that must be bound get the last quarter
+of the process's descriptors, 16384 at most; and where a limit of the whole host is met, as much is given back.
+
+A family may come later, when the host gets it.  Then its ports are bound in the same way, but refusals don't end a
+daemon that runs, and the spare ones are many: they are bound little by little, by a task, between other work.  Whatever
+was refused by name is tried again whenever the guest's network has changed.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+
+import trio
+
+from trio_passt.config import Binding, PortForward
+from trio_passt.errors import StartupError
+from trio_passt.host import limits, port_ranges, sockets
+from trio_passt.host.holder import find_holders
+from trio_passt.host.opener import MISSING_FAMILY, Opener, by_port
+from trio_passt.host.port_ranges import runs
+from trio_passt.host.refusals import Holders, Refusals
+from trio_passt.host.spare_ports import OpenPorts, SparePorts
+
+log = logging.getLogger("trio_passt.ports")
+
+FIND_HOLDERS_WITHIN_S = 0.1
+"""While guests are served; at start it may take longer."""
+
+PORTS_PER_TURN = 8
+"""Of those that are bound little by little: less than a millisecond."""
+
+
+class Binder:
+    """All forwards; `ports` is where their sockets go."""
+
+    def __init__(
+        self, ports: OpenPorts, forwards: Collection[PortForward], families: Collection[int], *, freebind: bool
+    ) -> None:
+        self._ports = ports
+        self._families = set(families)
+        self._openers = {forward: Opener.all_of(forward, freebind=freebind) for forward in forwards}
+        self._refused: dict[Opener, list[int]] = {}
+        """Of those that are forwarded by name."""
+        self._later: list[Opener] = []
+        self._has_later = trio.Event()
+        self._left = 0
+        """Descriptors that may be taken for ports that need not be bound."""
+
+    def bind(self) -> None:
+        """At start.  Raises StartupError, or a group of them, which name all that must be bound and can't be."""
+        limit = sockets.descriptor_limit()
+        self._left = limit - limits.share_for_flows(limit) - limits.open_descriptors()
+        for forward in self._openers:
+            if not self._of_families(forward):
+                ports = port_ranges.text(range(forward.first, forward.last + 1))
+                raise StartupError(f"can't forward port {ports} of {forward.address}: that address family is off")
+        required = self._bind_named(Binding.REQUIRED)
+        if required:
+            raise _startup_error(required.lines(find_holders(required.in_use())))
+        wanted = self._bind_named(Binding.WANTED)
+        spare = SparePorts(
+            [opener for opener in self._all(Binding.SPARE) if opener.family in self._families], self._ports
+        )
+        for _ in self._bind_spare(spare):
+            pass
+        holders = find_holders(wanted.in_use() | spare.refusals.in_use())
+        _warn(wanted, holders)
+        if spare.openers and not spare.opened:
+            raise _startup_error(spare.why_none(holders))
+        spare.report(holders)
+
+    def add_families(self, families: Collection[int]) -> None:
+        """The guest's network has changed, and it has these now; what is refused in a new one is said in the log."""
+        new = set(families) - self._families
+        self._families |= new
+        again, self._refused = self._refused, {}
+        refused = Refusals()
+        for opener in [*self._all(Binding.REQUIRED), *self._all(Binding.WANTED)]:
+            if opener.family in new:
+                self._open_all(opener, opener.forward.ports, refused)
+            elif opener in again:
+                _say_bound(opener, self._open_all(opener, again[opener], Refusals()))
+        _warn(refused, find_holders(refused.in_use(), within_s=FIND_HOLDERS_WITHIN_S))
+        self._later += [opener for opener in self._all(Binding.SPARE) if opener.family in new]
+        if self._later:
+            self._has_later.set()
+
+    async def run(self) -> None:
+        """Bind the spare ports of families that come later, until cancelled."""
+        while True:
+            await self._has_later.wait()
+            self._has_later = trio.Event()
+            openers, self._later = self._later, []
+            spare = SparePorts(openers, self._ports)
+            for count, _ in enumerate(self._bind_spare(spare)):
+                if count % PORTS_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+            spare.report(find_holders(spare.refusals.in_use(), within_s=FIND_HOLDERS_WITHIN_S))
+
+    def _all(self, binding: Binding) -> list[Opener]:
+        return [opener for forward, of in self._openers.items() if forward.binding is binding for opener in of]
+
+    def _of_families(self, forward: PortForward) -> list[Opener]:
+        return [opener for opener in self._openers[forward] if opener.family in self._families]
+
+    def _open(self, opener: Opener, port: int) -> None:
+        if self._left <= 0 and opener.forward.binding is not Binding.REQUIRED:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        self._ports.open_port(opener, port)
+        self._left -= 1
+
+    def _open_all(self, opener: Opener, ports: Iterable[int], refused: Refusals) -> list[int]:
+        """Those that could be bound; the others are added to the refused ones."""
+        opened = []
+        for port in ports:
+            try:
+                self._open(opener, port)
+            except OSError as error:
+                refused.add(opener, port, error)
+                self._refused.setdefault(opener, []).append(port)
+            else:
+                opened.append(port)
+        return opened
+
+    def _bind_named(self, binding: Binding) -> Refusals:
+        """Bind what is forwarded by name.  One family is enough where the host lacks the other."""
+        refused = Refusals()
+        for forward in self._openers:
+            openers = self._of_families(forward) if forward.binding is binding else []
+            for port in forward.ports if openers else ():
+                failures = self._open_one(openers, port)
+                for opener, error in failures:
+                    self._refused.setdefault(opener, []).append(port)
+                    if error.errno not in MISSING_FAMILY or len(failures) == len(openers):
+                        refused.add(opener, port, error)
+        return refused
+
+    def _open_one(self, openers: Sequence[Opener], port: int) -> list[tuple[Opener, OSError]]:
+        failures = []
+        for opener in openers:
+            try:
+                self._open(opener, port)
+            except OSError as error:
+                failures.append((opener, error))
+        return failures
+
+    def _bind_spare(self, spare: SparePorts) -> Iterator[None]:
+        """Port by port, until a limit is met."""
+        for port, openers in by_port(spare.openers):
+            if len(openers) > self._left:
+                spare.stopped_by = errno.EMFILE
+                return
+            for _, group in groupby(openers, attrgetter("forward")):
+                of_forward = list(group)
+                failures = self._open_one(of_forward, port)
+                spare.opened += len(of_forward) - len(failures)
+                for opener, error in failures:
+                    if error.errno in limits.EXHAUSTED:
+                        spare.stopped_by = error.errno
+                        self._left += spare.give_back(port)
+                        return
+                    if error.errno not in MISSING_FAMILY or len(failures) == len(of_forward):
+                        spare.refusals.add(opener, port, error)
+            yield
+
+
+def _startup_error(lines: Sequence[str]) -> Exception:
+    errors = [StartupError(line) for line in lines]
+    return errors[0] if len(errors) == 1 else ExceptionGroup("ports can't be forwarded", errors)
+
+
+def _warn(refusals: Refusals, holders: Holders) -> None:
+    for line in refusals.lines(holders, ending=", going on without it"):
+        log.warning("%s", line)
+
+
+def _say_bound(opener: Opener, ports: Iterable[int]) -> None:
+    for run in runs(ports):
+        log.info("%s port %s of %s is forwarded now", opener.forward.protocol.name, port_ranges.text(run), opener.where)

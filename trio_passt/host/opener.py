@@ -1,0 +1,105 @@
+"""How the sockets of forwarded ports are made: an `Opener` makes those of one forward in one address family."""
+
+import errno
+import socket
+from collections.abc import Iterable, Iterator
+from heapq import merge
+from ipaddress import IPv6Address, ip_address
+from itertools import groupby, repeat
+from operator import itemgetter
+
+from trio_passt.config import PortForward, Protocol
+from trio_passt.host import error_queue
+from trio_passt.host.datagrams import IP_PKTINFO, expect_bulk
+from trio_passt.host.holder import BoundPort
+
+BACKLOG = 1024
+"""Limited by net.core.somaxconn; connections wait here only until the task's next turn."""
+
+MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
+"""Errors of a host that lacks an address family."""
+
+IP_FREEBIND, IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h; not in Python's socket module
+
+_WILDCARD: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+
+
+class Opener:
+    """Makes the sockets of one forward in one family, bound, and listening if they are TCP's."""
+
+    __slots__ = ("_address", "_host", "_is_tcp", "_kind", "_options", "family", "forward")
+
+    def __init__(self, forward: PortForward, family: socket.AddressFamily, *, freebind: bool) -> None:
+        self.forward = forward
+        self.family = family
+        self._is_tcp = forward.protocol is Protocol.TCP
+        kind = socket.SOCK_STREAM if self._is_tcp else socket.SOCK_DGRAM
+        self._kind = kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        self._host = str(forward.address or _WILDCARD[family])
+        self._address = ip_address(self._host)
+        self._options = tuple(_options(forward, is_ipv6=family == socket.AF_INET6, freebind=freebind))
+
+    @classmethod
+    def all_of(cls, forward: PortForward, *, freebind: bool) -> list["Opener"]:
+        """One for each family that the forward is of."""
+        if forward.address is None:
+            families = [socket.AF_INET, socket.AF_INET6]
+        else:
+            families = [socket.AF_INET6 if isinstance(forward.address, IPv6Address) else socket.AF_INET]
+        return [cls(forward, family, freebind=freebind) for family in families]
+
+    def open(self, port: int) -> socket.socket:
+        """A socket of this port of the host's.  Raises OSError."""
+        sock = socket.socket(self.family, self._kind)
+        try:
+            for level, option, value in self._options:
+                sock.setsockopt(level, option, value)
+            sock.bind(self._name(port))
+            if self._is_tcp:
+                sock.listen(BACKLOG)
+            else:
+                expect_bulk(sock)  # not for one that can't be bound: the kernel patches its code for the first and last
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _name(self, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+        address, interface = self.forward.address, self.forward.interface
+        if address is not None and address.version == 6 and address.is_link_local and interface is not None:
+            return (self._host, port, 0, socket.if_nametoindex(interface))  # ipv6(7), sin6_scope_id
+        return (self._host, port)
+
+    @property
+    def where(self) -> str:
+        """What is bound of the host: `192.0.2.1%eth0`."""
+        return self._host + (f"%{self.forward.interface}" if self.forward.interface is not None else "")
+
+    def bound(self, port: int) -> BoundPort:
+        """What somebody else has who has this port."""
+        return BoundPort(self.forward.protocol, self._address, port)
+
+
+def _options(forward: PortForward, *, is_ipv6: bool, freebind: bool) -> Iterator[tuple[int, int, int | bytes]]:
+    """Before the bind: one family, quick restarts, and for UDP the address that a datagram was sent to, and errors."""
+    if is_ipv6:
+        yield (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if forward.interface is not None:
+        yield (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.interface.encode() + b"\0")
+    if freebind:
+        yield (socket.IPPROTO_IPV6, IPV6_FREEBIND, 1) if is_ipv6 else (socket.IPPROTO_IP, IP_FREEBIND, 1)
+    if forward.protocol is Protocol.TCP:
+        yield (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    elif is_ipv6:
+        yield (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        yield (socket.IPPROTO_IPV6, error_queue.IPV6_RECVERR, 1)
+    else:
+        yield (socket.IPPROTO_IP, IP_PKTINFO, 1)
+        yield (socket.IPPROTO_IP, error_queue.IP_RECVERR, 1)
+
+
+def by_port(openers: Iterable[Opener]) -> Iterator[tuple[int, list[Opener]]]:
+    """All ports in ascending order, each with those who have it to open."""
+    pairs = merge(*(zip(opener.forward.ports, repeat(opener)) for opener in openers), key=itemgetter(0))
+    for port, group in groupby(pairs, itemgetter(0)):
+        yield port, [opener for _, opener in group]

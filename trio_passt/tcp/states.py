@@ -1,0 +1,28 @@
+"""The two half-close states by the name that RFC 9293 section 3.3.2 has for both: that of the guest's end.  Pure.
+
+The host's socket stands for the guest towards its peer, so it is in the same state, or will be soon; what netstat shows
+in the guest, and ss(8) on the host.
+"""
+
+from trio_passt.tcp.closing import FromGuestState, ToGuestState
+
+_WAITING = (ToGuestState.OPEN, ToGuestState.DUE)
+
+
+def name(from_guest: FromGuestState, to_guest: ToGuestState) -> str:
+    """Of an established connection."""
+    match from_guest, to_guest:
+        case FromGuestState.OPEN, ToGuestState.OPEN:
+            return "ESTABLISHED"
+        case FromGuestState.OPEN, _:  # its peer has closed
+            return "CLOSE-WAIT"
+        case ((FromGuestState.RECEIVED | FromGuestState.DELIVERED), ToGuestState.ACKNOWLEDGED):
+            return "LAST-ACK"
+        case ((FromGuestState.RECEIVED | FromGuestState.DELIVERED), ToGuestState.SENT):
+            return "CLOSING"
+        case ((FromGuestState.RECEIVED | FromGuestState.DELIVERED), _):
+            return "FIN-WAIT-1"
+        case FromGuestState.ACKNOWLEDGED, ToGuestState.ACKNOWLEDGED:
+            return "TIME-WAIT"
+        case _:
+            return "FIN-WAIT-2"
