@@ -1,8 +1,22 @@
-"""`python -m trio_passt`: the same as the command `trio-passt`."""
+"""The command `trio-passt`, and `python -m trio_passt`."""
 
+import signal
 import sys
 
-from trio_passt.cli.main import main
+
+def run() -> int:
+    """Import the program and call it.
+
+    That takes a quarter of a second, in which a signal would be answered with a traceback (SIGINT), or kill a process
+    that is only asked how it is (SIGUSR1).
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from trio_passt.cli.main import main
+
+    signal.signal(signal.SIGINT, interrupt)
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

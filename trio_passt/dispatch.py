@@ -183,11 +183,16 @@ class Dispatcher:
         self._drops[reason] += packets
         return True
 
+    def _are_fragments_off(self, protocol: int, destination: bytes) -> bool:
+        """Whether they would be kept in vain.  Not those of a datagram to all: it may be for DHCP, which is not off."""
+        is_to_all = protocol == IPProtocol.UDP and self._session.addresses.is_for_neighbours(destination)
+        return not is_to_all and self._is_off(protocol)
+
     def _take_ipv4(self, mac: bytes, packet: memoryview) -> None:
         header, payload = ipv4.parse(packet)
         if header.is_fragment:
             self._session.guest.learn_address(header.source)
-            if self._is_off(header.protocol):
+            if self._are_fragments_off(header.protocol, header.destination):
                 return
             whole = self.fragments.take(header, payload)
             if whole is None:
@@ -221,7 +226,7 @@ class Dispatcher:
         self._session.guest.learn_address(source)
         was_fragmented = header.is_fragment
         if was_fragmented:
-            if self._is_off(header.protocol):
+            if self._are_fragments_off(header.protocol, destination):
                 return
             whole = self.fragments.take(header, payload)
             if whole is None:

@@ -246,7 +246,7 @@ def test_every_port_that_is_refused_is_said(hosts: Hosts, own_directory: Path) -
         " this host has no interface 'nosuch'"
     ]
     assert fails(hosts, own_directory, "-4", "-t", f"{LEFT6}/8000") == [
-        f"can't forward port 8000 of {LEFT6}: that address family is off"
+        f"can't forward TCP port 8000 of {LEFT6}: IPv6 is off, by an option or because this host has no network for it"
     ]
 
 

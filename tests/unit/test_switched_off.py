@@ -101,6 +101,14 @@ class TestTransports:
             await guest.passes(90)
             await guest.expects_nothing()
 
+    async def test_fragments_may_be_dhcps(self) -> None:
+        async with on_stage(without(transports=Transports(udp=False))) as guest:
+            whole = Ether(bytes(discover()))
+            guest.sends_packets(*fragments(bytes(whole[IP]), 276, 1))
+            await guest.settles()
+            assert [Ether(sent).haslayer(DHCP) for sent in guest.link.take_sent()] == [True]
+            assert not guest.session.drops
+
     async def test_services_are_there_all_the_same(self) -> None:
         async with on_stage(without(transports=Transports(tcp=False, udp=False, icmp=False))) as guest:
             guest.sends_frames(discover(), inform(), solicit_neighbour(), solicit_router())

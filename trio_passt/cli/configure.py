@@ -6,7 +6,7 @@ from attrs import evolve, frozen
 
 from trio_passt.cli.option_table import MINIMUM_IPV6_MTU_BYTES
 from trio_passt.cli.options import Options
-from trio_passt.config import Binding, Config, PortForward, Protocol, Transports, Wishes
+from trio_passt.config import Binding, Config, Outbound, PortForward, Protocol, Transports, Wishes
 from trio_passt.errors import StartupError
 from trio_passt.host.guest_network import decide
 from trio_passt.host.network import Host
@@ -43,13 +43,20 @@ def configure(options: Options, host: Host) -> Configured:
         pid_file=options.pid_file,
         log_level=options.log_level,
         wishes=wishes,
-        outbound=options.outbound,
+        outbound=_outbound(options.outbound, wishes),
         freebind=options.freebind,
         log_file=options.log_file,
         log_size_bytes=options.log_size_bytes,
         run_as=options.run_as,
     )
     return Configured(config, tuple(warnings), decision.notes + left_out)
+
+
+def _outbound(outbound: Outbound, wishes: Wishes) -> Outbound:
+    """Without what is set for a family that is off."""
+    if not wishes.ipv4:
+        outbound = evolve(outbound, ipv4_address=None, ipv4_interface=None)
+    return outbound if wishes.ipv6 else evolve(outbound, ipv6_address=None, ipv6_interface=None)
 
 
 def _require_interfaces(wishes: Wishes, host: Host) -> None:

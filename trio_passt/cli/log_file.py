@@ -43,6 +43,7 @@ class LogFile(logging.Handler):
 
         Raises `StartupError` if it can't be written, or is nothing to write lines to.
         """
+        self._fd = -1  # the end of the program closes every handler, also one that came to nothing
         super().__init__()
         self._size_bytes = size_bytes
         self._process = os.getpid()

@@ -6,6 +6,7 @@ what says "ready" to the outside (message, service manager, the parent's exit) c
 modules are imported where they are first needed, so that `--help` is quick.
 """
 
+import errno
 import functools
 import logging
 import os
@@ -43,6 +44,9 @@ from trio_passt.host.network import Host
 
 if TYPE_CHECKING:
     from trio_passt.host.watch import HostWatch
+
+_LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors that no start survives, wherever they come up."""
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +125,8 @@ def _attached(options: Options) -> Options:
         try:
             os.fstat(options.attachment.fd)
         except OSError as error:
-            raise UsageError(f"descriptor {options.attachment.fd}: {error.strerror}") from error
+            fd = options.attachment.fd
+            raise UsageError(f"option '--fd {fd}': {error.strerror}: a connected socket is expected") from error
     return options
 
 
@@ -234,6 +239,8 @@ def _startup_errors(error: BaseException) -> list[StartupError]:
     """The errors meant for the user, if there is nothing else in it; nurseries wrap them in groups."""
     if isinstance(error, StartupError):
         return [error]
+    if isinstance(error, OSError) and error.errno in _LIMITS:
+        return [StartupError(f"{os.strerror(error.errno)} (see ulimit -n, and the limits of this host)")]
     if isinstance(error, BaseExceptionGroup):
         found = [_startup_errors(inner) for inner in error.exceptions]
         return [startup_error for part in found for startup_error in part] if all(found) else []

@@ -50,7 +50,8 @@ def startup_message(config: Config, socket_path: Path | None, machine: str) -> s
     lines += ["Addresses at which the guest reaches this host"]
     lines += _indented(_mapped(config.network) or ["none"])
     if socket_path is not None:
-        lines += ["Start the guest with", f"    {_qemu(socket_path, machine)}"]
+        user = f" as root or as user {config.run_as.uid}, whose the socket is," if config.run_as else ""
+        lines += [f"Start the guest{user} with", f"    {_qemu(socket_path, machine)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -242,12 +242,22 @@ def _refuse_contradictions(collected: _Collected) -> None:
             f"options '--ipv6-only' and '--mtu {collected.mtu_bytes}' contradict each other:"
             f" IPv6 needs {MINIMUM_IPV6_MTU_BYTES} bytes"
         )
+    _refuse_shared_paths(collected.paths)
     if None in collected.dns and len(set(collected.dns)) > 1:
         server = next(address for address in collected.dns if address is not None)
         raise UsageError(f"options '--dns none' and '--dns {server}' contradict each other")
     if () in collected.search and any(collected.search):
         domains = next(" ".join(names) for names in collected.search if names)
         raise UsageError(f"options '--search none' and '--search {domains}' contradict each other")
+
+
+def _refuse_shared_paths(paths: dict[str, Path]) -> None:
+    """One file can't be two things."""
+    first: dict[str, str] = {}
+    for key, path in paths.items():
+        other = first.setdefault(os.path.normpath(path), key)
+        if other != key:
+            raise UsageError(f"options '--{other} {paths[other]}' and '--{key} {path}' contradict each other")
 
 
 def _decide(collected: _Collected, ephemeral: range) -> Options:
@@ -262,7 +272,7 @@ def _decide(collected: _Collected, ephemeral: range) -> Options:
         pid_file=paths.get("pid"),
         log_level=_log_level(flags),
         wishes=wishes,
-        forwards=_forwards(collected.ports, ephemeral),
+        forwards=_forwards(collected, ephemeral),
         outbound=_outbound(collected),
         freebind="freebind" in flags,
         log_file=paths.get("log-file"),
@@ -276,10 +286,11 @@ def _log_level(flags: set[str]) -> LogLevel:
     return next(chosen, LogLevel.INFO)
 
 
-def _forwards(ports: dict[str, list[str]], ephemeral: range) -> tuple[PortForward, ...]:
+def _forwards(collected: _Collected, ephemeral: range) -> tuple[PortForward, ...]:
+    ports = collected.ports
     tcp = parse_ports("--tcp-ports", Protocol.TCP, ports.get("tcp-ports", []), ephemeral=ephemeral)
     if "udp-ports" not in ports:
-        return tcp + follow(tcp)
+        return tcp if "no-tcp" in collected.flags else tcp + follow(tcp)
     return tcp + parse_ports("--udp-ports", Protocol.UDP, ports["udp-ports"], ephemeral=ephemeral)
 
 

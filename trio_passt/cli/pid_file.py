@@ -5,6 +5,7 @@ whose writer lives is not.  A daemon that has given up its privileges may not be
 then it is left empty.
 """
 
+import errno
 import fcntl
 import os
 import stat
@@ -34,7 +35,8 @@ class PidFile:
                 self.remove()
                 raise
         except OSError as error:
-            raise StartupError(f"can't write PID file '{path}': {error.strerror}") from error
+            reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise StartupError(f"can't write PID file '{path}': {reason}") from error
 
     def remove(self) -> None:
         """Remove the file if it is still ours, or at least what is in it."""
@@ -55,6 +57,8 @@ def _open_and_lock(path: Path) -> int:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise StartupError(f"can't write PID file '{path}': not a regular file")
+            if os.fstat(fd).st_uid != os.getresuid()[1]:  # who could write another number into it
+                raise StartupError(f"can't write PID file '{path}': it is another user's")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.pread(fd, 20, 0).strip().isdigit() and os.fstat(fd).st_size:
                 raise StartupError(f"can't write PID file '{path}': there is a file that holds something else")

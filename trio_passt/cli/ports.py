@@ -151,7 +151,8 @@ def _where(option: str, text: str, prefix: str) -> Where:
         return Where(None, interface)
     bind = address(address_text)
     if bind is None:
-        raise invalid(option, text, f"'{address_text}' is not an IPv4 or IPv6 address")
+        hint = " (one is for the whole list: repeat the option for another)" if "/" in address_text else ""
+        raise invalid(option, text, f"'{address_text}' is not an IPv4 or IPv6 address{hint}")
     if bind.is_multicast:
         raise invalid(option, text, f"'{address_text}' is a multicast address")
     if isinstance(bind, IPv6Address):

@@ -26,7 +26,7 @@ from trio_passt.config import Binding, PortForward
 from trio_passt.errors import StartupError
 from trio_passt.host import limits, port_ranges, sockets
 from trio_passt.host.holder import find_holders
-from trio_passt.host.opener import MISSING_FAMILY, Opener, by_port
+from trio_passt.host.opener import MISSING_FAMILY, OF_THE_PLACE, Opener, by_port
 from trio_passt.host.port_ranges import runs
 from trio_passt.host.refusals import Holders, Refusals
 from trio_passt.host.spare_ports import OpenPorts, SparePorts
@@ -51,6 +51,8 @@ class Binder:
         self._openers = {forward: Opener.all_of(forward, freebind=freebind) for forward in forwards}
         self._refused: dict[Opener, list[int]] = {}
         """Of those that are forwarded by name."""
+        self._hopeless: dict[Opener, int] = {}
+        """Openers none of whose ports can be had at the moment, with the error's number."""
         self._later: list[Opener] = []
         self._has_later = trio.Event()
         self._left = 0
@@ -63,7 +65,11 @@ class Binder:
         for forward in self._openers:
             if not self._of_families(forward):
                 ports = port_ranges.text(range(forward.first, forward.last + 1))
-                raise StartupError(f"can't forward port {ports} of {forward.address}: that address family is off")
+                version = 6 if forward.address and forward.address.version == 6 else 4
+                text = f"can't forward {forward.protocol.name} port {ports} of {forward.address}"
+                raise StartupError(
+                    f"{text}: IPv{version} is off, by an option or because this host has no network for it"
+                )
         required = self._bind_named(Binding.REQUIRED)
         if required:
             raise _startup_error(required.lines(find_holders(required.in_use())))
@@ -81,6 +87,7 @@ class Binder:
 
     def add_families(self, families: Collection[int]) -> None:
         """The guest's network has changed, and it has these now; what is refused in a new one is said in the log."""
+        self._hopeless.clear()
         new = set(families) - self._families
         self._families |= new
         again, self._refused = self._refused, {}
@@ -116,7 +123,16 @@ class Binder:
     def _open(self, opener: Opener, port: int) -> None:
         if self._left <= 0 and opener.forward.binding is not Binding.REQUIRED:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        self._ports.open_port(opener, port)
+        hopeless = self._hopeless.get(opener)
+        if hopeless is not None:
+            raise OSError(hopeless, os.strerror(hopeless))
+        try:
+            self._ports.open_port(opener, port)
+        except OSError as error:
+            number = error.errno or errno.ENODEV  # if_nametoindex says none
+            if number in OF_THE_PLACE:
+                self._hopeless[opener] = number
+            raise
         self._left -= 1
 
     def _open_all(self, opener: Opener, ports: Iterable[int], refused: Refusals) -> list[int]:
@@ -165,7 +181,7 @@ class Binder:
                 failures = self._open_one(of_forward, port)
                 spare.opened += len(of_forward) - len(failures)
                 for opener, error in failures:
-                    if error.errno in limits.EXHAUSTED:
+                    if error.errno in limits.LIMIT_ERRORS:
                         spare.stopped_by = error.errno
                         self._left += spare.give_back(port)
                         return

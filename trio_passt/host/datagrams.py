@@ -61,6 +61,8 @@ NO_SEGMENTATION = frozenset({errno.EINVAL, errno.EMSGSIZE, errno.EIO, errno.EOPN
 
 Ancillary = list[tuple[int, int, bytes]]
 
+_PKTINFO4, _PKTINFO6 = struct.Struct("=i4s4s"), struct.Struct("=16si")
+
 _NAME_BYTES, _CONTROL_BYTES = 28, 128
 _MSGHDR = np.dtype(
     [
@@ -295,3 +297,13 @@ def _peer(name: bytes) -> Endpoint | None:
     if family == socket.AF_INET6 and len(name) >= _NAME_BYTES:
         return Endpoint(name[8:24], port, int.from_bytes(name[24:28], sys.byteorder))
     return None
+
+
+def packet_information(source: bytes, interface_index: int = 0) -> tuple[int, int, bytes]:
+    """What tells `sendmsg` the packed address and the interface to leave from (ip(7), IP_PKTINFO; ipv6(7)).
+
+    All zeros, and 0: as the routes say.
+    """
+    if len(source) == 4:
+        return (socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(interface_index, source, bytes(4)))
+    return (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source, interface_index))

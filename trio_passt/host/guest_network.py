@@ -83,7 +83,8 @@ def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Deci
     if not wishes.tells_dns or wishes.dns_servers == ():
         pass  # nobody expects one
     elif not (names.resolvers.ipv4 or names.resolvers.ipv6):
-        notes.append("no nameserver of /etc/resolv.conf is one that the guest can use: it is told none")
+        source = "/etc/resolv.conf" if wishes.dns_servers is None else "--dns"
+        notes.append(f"no nameserver of {source} is one that the guest can use: it is told none")
     network = GuestNetwork(
         ipv4,
         ipv6,
@@ -124,7 +125,8 @@ def as_wished_ipv4(found: GuestIPv4 | None, wishes: Wishes, host: Host) -> Guest
     guest = found or LOCAL_IPV4
     if wished:
         main, *others = wished
-        gateway = substitute_gateway(main) if guest.is_local else guest.gateway
+        is_taken = any(guest.gateway == one.ip for one in wished)
+        gateway = substitute_gateway(*wished) if guest.is_local or is_taken else guest.gateway
         guest = GuestIPv4(main.ip, main.network.prefixlen, gateway, guest.interface, tuple(others))
     elif wishes.netmask_bits is not None:
         guest = evolve(guest, prefix_length=wishes.netmask_bits)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trio_passt.host import sockets
 
-EXHAUSTED: frozenset[int] = sockets.EXHAUSTED | {errno.ENOSPC}
+LIMIT_ERRORS: frozenset[int] = sockets.EXHAUSTED | {errno.ENOSPC}
 """Errors that say that a limit has been reached: of descriptors, of memory, of what epoll may watch."""
 
 MOST_FOR_FLOWS = 16384
@@ -35,7 +35,7 @@ def open_descriptors() -> int:
 
 
 def describe(number: int, *, wanted: int = 0, missing: int = 0) -> str:
-    """The limit that an error of `EXHAUSTED` is about, its value, and to what it would have to be raised.
+    """The limit that an error of `LIMIT_ERRORS` is about, its value, and to what it would have to be raised.
 
     That is for `wanted` descriptors of this process in all, `missing` of which it does not have.
     """

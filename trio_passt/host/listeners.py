@@ -14,7 +14,6 @@ that happens at one port takes longer because there are others.
 import gc
 import logging
 import socket
-import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
@@ -27,7 +26,7 @@ from attrs import evolve
 from trio_passt.config import Binding, IPAddress, PortForward, Protocol
 from trio_passt.host import error_queue, sockets
 from trio_passt.host.binder import Binder
-from trio_passt.host.datagrams import IP_PKTINFO, SLOTS, Ancillary, DatagramBuffer
+from trio_passt.host.datagrams import SLOTS, Ancillary, DatagramBuffer, packet_information
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.opener import Opener
@@ -47,9 +46,6 @@ NO_DESCRIPTORS_PAUSE_S = 0.1
 
 MANY_PORTS = 1000
 """As many objects, which live as long as the program, are no longer the garbage collector's business."""
-
-_PKTINFO4 = struct.Struct("=i4s4s")
-_PKTINFO6 = struct.Struct("=16si")
 
 
 class TcpPort:
@@ -110,11 +106,7 @@ class UdpPort:
         """One `sendmsg` to `peer` from the packed local address `source` (IP_PKTINFO), or, if that is all zeros, from
         one of the kernel's choice.  Raises OSError."""
         if any(source):
-            if len(source) == 4:
-                chosen = (socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, source, bytes(4)))
-            else:
-                chosen = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source, peer.scope_id))
-            ancillary = [*ancillary, chosen]
+            ancillary = [*ancillary, packet_information(source, peer.scope_id)]
         self.socket.sendmsg(payloads, ancillary, 0, peer.sockaddr())
 
     def read_errors(self) -> bool:

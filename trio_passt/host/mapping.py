@@ -9,6 +9,10 @@ def of_family(addresses: tuple[IPAddress, ...], version: int) -> IPAddress | Non
 
 
 def loopback_address(guest: GuestIPv4 | GuestIPv6, wishes: Wishes) -> IPAddress | None:
-    """What reaches the host's loopback in this family: the address that was wished for, else the gateway's."""
+    """What reaches the host's loopback in this family: the address that was wished for, else the gateway's.
+
+    Unless that is to reach the host's own address (`--map-guest-addr`).
+    """
     wished = of_family(wishes.loopback_addresses, guest.address.version)
-    return wished or (guest.gateway if wishes.maps_gateway else None)
+    is_gateway = wishes.maps_gateway and guest.gateway not in wishes.own_addresses
+    return wished or (guest.gateway if is_gateway else None)

@@ -1,5 +1,6 @@
 """The host's links, addresses and default routes from the kernel: the I/O of `trio_passt.host.network`."""
 
+import os
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -53,10 +54,15 @@ def _link(message: Any) -> Link:
     flags = message["flags"]
     return Link(
         message["index"],
-        message.get_attr("IFLA_IFNAME"),
+        _text(message.get_attr("IFLA_IFNAME")),
         up=bool(flags & _IFF_UP),
         loopback=bool(flags & _IFF_LOOPBACK),
     )
+
+
+def _text(name: str | bytes) -> str:
+    """pyroute2 leaves what is not UTF-8 as it is."""
+    return os.fsdecode(name)
 
 
 def _address(message: Any) -> Address | None:

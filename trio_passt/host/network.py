@@ -244,20 +244,17 @@ def _on_link(address: Address, hop: NextHop) -> bool:
 
 def _ipv4(address: Address, hop: NextHop, interface: str) -> GuestIPv4:
     assert isinstance(address.address, IPv4Address)
-    peer = address.peer if isinstance(address.peer, IPv4Address) else None
+    peer = address.peer if isinstance(address.peer, IPv4Address) and address.peer != address.address else None
     gateway = hop.gateway
     if not isinstance(gateway, IPv4Address):
-        gateway = substitute_gateway(IPv4Interface((address.address, address.prefix_length)), peer)
+        gateway = peer or substitute_gateway(IPv4Interface((address.address, address.prefix_length)))
     return GuestIPv4(address.address, address.prefix_length, gateway, interface)
 
 
-def substitute_gateway(address: IPv4Interface, peer: IPv4Address | None = None) -> IPv4Address:
-    """For a route without gateway, or with an IPv6 one (RFC 8950)."""
-    if peer not in (None, address.ip):
-        assert peer is not None
-        return peer
-    others = (host for host in address.network.hosts() if host != address.ip)
-    return next(others, LOCAL_IPV4.gateway)
+def substitute_gateway(address: IPv4Interface, *others: IPv4Interface) -> IPv4Address:
+    """One in the subnet of the guest's first address that is none of its own, for a route without gateway."""
+    own = {one.ip for one in (address, *others)}
+    return next((host for host in address.network.hosts() if host not in own), LOCAL_IPV4.gateway)
 
 
 def _ipv6(address: Address, hop: NextHop, interface: str) -> GuestIPv6:

@@ -1,6 +1,7 @@
 """How the sockets of forwarded ports are made: an `Opener` makes those of one forward in one address family."""
 
 import errno
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from heapq import merge
@@ -18,6 +19,9 @@ BACKLOG = 1024
 
 MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 """Errors of a host that lacks an address family."""
+
+OF_THE_PLACE = MISSING_FAMILY | {errno.ENODEV}
+"""Errors about an address, an interface or a family: they are the same for all its ports."""
 
 IP_FREEBIND, IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h; not in Python's socket module
 
@@ -85,7 +89,7 @@ def _options(forward: PortForward, *, is_ipv6: bool, freebind: bool) -> Iterator
     if is_ipv6:
         yield (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if forward.interface is not None:
-        yield (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, forward.interface.encode() + b"\0")
+        yield (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(forward.interface) + b"\0")
     if freebind:
         yield (socket.IPPROTO_IPV6, IPV6_FREEBIND, 1) if is_ipv6 else (socket.IPPROTO_IP, IP_FREEBIND, 1)
     if forward.protocol is Protocol.TCP:

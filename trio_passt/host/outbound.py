@@ -4,20 +4,17 @@ What goes to the host itself is not bound: a socket that belongs to one interfac
 """
 
 import errno
+import os
 import socket
-import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from attrs import frozen
 
 from trio_passt.config import Outbound
 from trio_passt.errors import StartupError
-from trio_passt.host.datagrams import IP_PKTINFO
+from trio_passt.host.datagrams import packet_information
 
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; not in Python 3.11's socket module
-
-_PKTINFO4 = struct.Struct("=i4s4s")
-_PKTINFO6 = struct.Struct("=16si")
 
 _REASONS = {
     errno.ENODEV: "no such interface",
@@ -59,7 +56,7 @@ class Way:
         if self.interface is None:
             return
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface.encode() + b"\0")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(self.interface) + b"\0")
         except OSError as error:
             raise NoWayOutError(f"interface {self.interface}", error) from error
 
@@ -88,10 +85,7 @@ class Way:
         index = self.interface_index
         if self.interface is not None and not index:
             raise NoWayOutError(f"interface {self.interface}", OSError(errno.ENODEV, ""))
-        source = self.source or bytes(address_bytes)
-        if address_bytes == 4:
-            return (socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(index, source, bytes(4)))
-        return (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source, index))
+        return packet_information(self.source or bytes(address_bytes), index)
 
     @property
     def interface_index(self) -> int:

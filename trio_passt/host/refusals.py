@@ -111,6 +111,6 @@ def _reason(opener: Opener, number: int, port: int, holders: Holders) -> str:
         hint = f"this host has no interface '{forward.interface}'"
     elif number == errno.EPERM and forward.interface is not None:
         hint = "to bind to an interface takes CAP_NET_RAW before Linux 5.7"
-    elif number in limits.EXHAUSTED:
+    elif number in limits.LIMIT_ERRORS:
         hint = limits.describe(number)
     return f"{text}: {hint}" if hint else text

@@ -4,11 +4,13 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from trio_passt.cli.configure import configure
 from trio_passt.cli.options import Options
 from trio_passt.config import (
     Attachment,
+    Binding,
     Config,
     DnsForward,
     GuestIPv4,
@@ -16,9 +18,11 @@ from trio_passt.config import (
     GuestNetwork,
     HostAddress,
     LogLevel,
+    Outbound,
     PortForward,
     Protocol,
     Resolvers,
+    Transports,
     Wishes,
 )
 from trio_passt.errors import StartupError
@@ -109,3 +113,41 @@ def test_an_empty_host_is_local_mode() -> None:
     assert configured.config.network.ipv4 is not None
     assert configured.config.network.ipv4.interface is None
     assert len(configured.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        (Wishes(interface_ipv4="eth9"), "this host has no interface 'eth9' (it has: eth0)"),
+        (Wishes(interface_ipv6="eth9", ipv4=False), "this host has no interface 'eth9' (it has: eth0)"),
+        (Wishes(interface_ipv4="lo"), "a guest can't have the network of 'lo', which is the loopback interface"),
+    ],
+)
+def test_an_interface_that_can_not_be(wishes: Wishes, message: str) -> None:
+    host = evolve(HOST, links=(Link(2, "lo", loopback=True), *HOST.links))
+    with pytest.raises(StartupError) as caught:
+        configure(Options(wishes=wishes), host)
+    assert str(caught.value) == message
+
+
+def test_an_interface_of_a_family_that_is_off_need_not_be_there() -> None:
+    assert configure(Options(wishes=Wishes(interface_ipv6="eth9", ipv6=False)), HOST).config.network.ipv6 is None
+
+
+def test_where_connections_of_a_family_that_is_off_would_leave_is_forgotten() -> None:
+    everything = Outbound(IPv4Address("192.0.2.2"), IPv6Address("2001:db8::2"), "eth0", "eth0")
+    of_ipv4 = configure(Options(outbound=everything, wishes=Wishes(ipv6=False)), HOST).config.outbound
+    assert of_ipv4 == Outbound(ipv4_address=IPv4Address("192.0.2.2"), ipv4_interface="eth0")
+    of_ipv6 = configure(Options(outbound=everything, wishes=Wishes(ipv4=False)), HOST).config.outbound
+    assert of_ipv6 == Outbound(ipv6_address=IPv6Address("2001:db8::2"), ipv6_interface="eth0")
+    assert configure(Options(outbound=everything), HOST).config.outbound == everything
+
+
+def test_ports_of_a_transport_that_is_off() -> None:
+    forwards = (PortForward(Protocol.TCP, 22, 22, 22), PortForward(Protocol.UDP, 53, 53, 53))
+    configured = configure(Options(forwards=forwards, wishes=Wishes(transports=Transports(tcp=False))), HOST)
+    assert configured.config.forwards == forwards[1:]
+    assert configured.notes == ("--no-tcp: TCP ports are not forwarded",)
+    silent = (PortForward(Protocol.UDP, 53, 53, 53, binding=Binding.WANTED),)
+    configured = configure(Options(forwards=silent, wishes=Wishes(transports=Transports(udp=False))), HOST)
+    assert (configured.config.forwards, configured.notes) == ((), ())

@@ -323,3 +323,13 @@ def test_closed_twice(path: Path) -> None:
         file.close()
         file.emit(record("nowhere"))
         assert other.read() == ""
+
+
+def test_one_that_came_to_nothing_can_be_closed(path: Path) -> None:
+    """As the end of the program does with all handlers, printing what they raise."""
+    before = set(logging._handlerList)  # type: ignore[attr-defined]
+    with pytest.raises(StartupError):
+        LogFile(path / "nowhere", SIZE)
+    for reference in set(logging._handlerList) - before:  # type: ignore[attr-defined]
+        if (handler := reference()) is not None:
+            handler.close()

@@ -197,7 +197,10 @@ def test_a_log_file_that_can_not_be_written(capfd: pytest.CaptureFixture[str], t
 
 def test_a_descriptor_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["-fq", "-F", "9999"], run=ready_at_once) == 1
-    assert capfd.readouterr().err == "trio-passt: descriptor 9999: Bad file descriptor\n"
+    assert (
+        capfd.readouterr().err
+        == "trio-passt: option '--fd 9999': Bad file descriptor: a connected socket is expected\n"
+    )
 
 
 def test_a_deleted_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ def test_understood(words: tuple[str, ...], expected: Options | None) -> None:
             f"invalid value '/some/where/{'x' * 100}' for option '--socket': 112 bytes, where the absolute path of a"
             " UNIX socket has 107 at most",
         ),
+        (
+            ("-l", "file", "-p", "x/../file"),
+            "options '--log-file /some/where/file' and '--pcap /some/where/x/../file' contradict each other",
+        ),
+        (("-P", "/f", "-s", "/f"), "options '--pid /f' and '--socket /f' contradict each other"),
         (("-4", "-6"), "options '--ipv4-only' and '--ipv6-only' contradict each other"),
         (("-d", "-q"), "options '--debug' and '--quiet' contradict each other"),
         (("-s", "/s", "-F", "3"), "options '--socket /s' and '--fd 3' contradict each other"),
@@ -203,3 +208,9 @@ WORDS = st.lists(
 def test_anything_is_options_or_a_usage_error(words: list[str]) -> None:
     with contextlib.suppress(UsageError):
         assert isinstance(parse(*words), Options | Show)
+
+
+def test_nothing_follows_tcp_that_is_off() -> None:
+    (tcp,) = parsed("-t", "22", "--no-tcp").forwards
+    assert tcp.protocol is Protocol.TCP
+    assert [forward.protocol for forward in parsed("-t", "22", "-u", "22", "--no-tcp").forwards] == list(Protocol)

@@ -33,6 +33,17 @@ def test_a_stale_file_is_overwritten(tmp_path: Path) -> None:
     pid_file.remove()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to have a file that is another user's")
+def test_another_users_file_is_left_alone(tmp_path: Path) -> None:
+    """Whoever has it could write another number into it, for root to kill."""
+    path = tmp_path / "pid"
+    path.write_text("12\n")
+    os.chown(path, 1234, 1234)
+    with pytest.raises(StartupError, match="it is another user's"):
+        PidFile(path)
+    assert path.read_text() == "12\n"
+
+
 WRITER = """
 import pathlib, sys
 from trio_passt.cli.pid_file import PidFile

@@ -285,3 +285,34 @@ def test_an_inherited_socket_survives(descriptor: str, where: tuple[str, ...], p
             os.kill(int(pid_path.read_text()), signal.SIGTERM)
             assert process.wait(10) == 0
     assert is_gone(pid_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_signals_while_the_program_is_imported(number: signal.Signals, tmp_path: Path) -> None:
+    """The first thing that it does is to be deaf for one, and quiet for the other."""
+    slow = tmp_path / "attrs.py"
+    slow.write_text("import time\nprint(flush=True)\ntime.sleep(1)\nraise SystemExit(7)\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "trio_passt"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == (7 if number is signal.SIGUSR1 else -signal.SIGINT)
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("limit", [8, 10, 12, 14])
+def test_too_few_descriptors_are_one_line(limit: int) -> None:
+    code = (
+        "import resource, sys; from trio_passt.cli.main import main;"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit})); sys.exit(main(['-f', '-s', '/nowhere/x']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "Too many open files" in result.stderr.splitlines()[-1] or "/nowhere/x" in result.stderr.splitlines()[-1]

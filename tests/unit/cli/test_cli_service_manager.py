@@ -175,6 +175,6 @@ def test_the_units_that_we_recommend() -> None:
     program, *words = shlex.split(service["ExecStart"])
     options = parse_options(words, Path("/"))
     assert isinstance(options, Options)
-    assert (program, service["Type"], options.foreground) == ("trio-passt", "notify", True)
+    assert (program, service["Type"], options.foreground) == ("%h/trio-passt/bin/trio-passt", "notify", True)
     assert options.attachment == Attachment()
     assert units[".socket"]["Socket"]["ListenStream"].startswith("%t/")

@@ -83,6 +83,10 @@ class TestAddresses:
                 "198.51.100.9/25 and 203.0.113.1/24 by 198.51.100.1 from eth0",
             ),
             (wishes("2001:db8::9"), "192.0.2.2/24 by 192.0.2.1 from eth0"),
+            (wishes("192.0.2.1"), "192.0.2.1/24 by 192.0.2.2 from eth0"),
+            (wishes("192.0.2.1/30", "192.0.2.2/30"), "192.0.2.1/30 and 192.0.2.2/30 by 169.254.2.2 from eth0"),
+            (wishes("192.0.2.7/25", "192.0.2.1"), "192.0.2.7/25 and 192.0.2.1/24 by 192.0.2.2 from eth0"),
+            (wishes("192.0.2.1", gateways=ips("192.0.2.9")), "192.0.2.1/24 by 192.0.2.9 from eth0"),
         ],
     )
     def test_ipv4(self, wished: Wishes, expected: str) -> None:
@@ -260,6 +264,7 @@ class TestThisHost:
                 Wishes(gateways=ips("192.0.2.77", "2001:db8:1::1"), host_mac=MAC),
                 ["192.0.2.77 > 127.0.0.1", "2001:db8:1::1 > ::1", f"{FROM_USUAL_MAC} > ::1"],
             ),
+            (Wishes(own_addresses=ips("192.0.2.1"), ipv6=False), ["192.0.2.1 > 192.0.2.2"]),
             (
                 Wishes(gateways=ips("2001:db8:1::1"), loopback_addresses=ips("2001:db8::9"), ipv4=False),
                 ["2001:db8::9 > ::1"],
@@ -349,6 +354,12 @@ class TestNames:
         assert decide(Wishes(dns_servers=()), HOME_NAMED).notes == ()
         assert decide(Wishes(tells_dns=False), HOME_NAMED).notes == ()
         assert len(decide(Wishes(), with_resolv_conf(HOME, "")).notes) == 1
+
+    def test_where_the_useless_nameservers_come_from(self) -> None:
+        wished = Wishes(dns_servers=ips("2001:db8::53"), ipv6=False)
+        assert decide(wished, HOME_NAMED).notes == (
+            "no nameserver of --dns is one that the guest can use: it is told none",
+        )
 
     def test_former_nameserver_behind_another_address_than_the_gateways(self) -> None:
         """What the guest asks there goes to the nameserver of today, even if that one could be asked directly."""

@@ -4,8 +4,10 @@ import errno
 import gc
 import logging
 import os
+import re
 import resource
 import socket
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -401,3 +403,42 @@ def test_socket_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(StartupError, match=r"No space left on device: this host's fs\.epoll\.max_user_watches is \d+ "):
         PortListeners.bind([PortForward(Protocol.TCP, 2000, 2000, 80)])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("where", ["203.0.113.9", "%nope0"])
+def test_what_is_wrong_with_the_place_is_found_out_once(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by trying each of 65,000 ports there."""
+    tried = []
+    original = Opener.open
+
+    def counted(opener: Opener, port: int) -> socket.socket:
+        tried.append(port)
+        return original(opener, port)
+
+    monkeypatch.setattr(Opener, "open", counted)
+    address = None if where.startswith("%") else IPv4Address(where)
+    interface = where[1:] if address is None else None
+    forward = PortForward(Protocol.TCP, 1, 65535, 1, address, interface, binding=Binding.SPARE)
+    with pytest.raises(StartupError, match=re.escape(where)) as caught, bound(forward, families=[socket.AF_INET]):
+        pass
+    assert "1-65535" in str(caught.value)
+    assert tried == [1]
+
+
+def test_a_place_that_comes_later_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`add_families`: what was hopeless need not be so any more."""
+    forward = PortForward(Protocol.TCP, 8000, 8001, 8000, IPv4Address("203.0.113.9"), binding=Binding.WANTED)
+    with bound(forward) as listeners:
+        assert not listeners.bound
+        subprocess.run(["ip", "address", "add", "203.0.113.9/32", "dev", "lo"], check=True)
+        listeners.add_families(FAMILIES)
+        assert [(found.first, found.last) for found in listeners.bound] == [(8000, 8001)]
+
+
+def test_an_interface_whose_name_is_not_utf_8() -> None:
+    name = os.fsdecode(b"\xffport0")
+    subprocess.run([b"ip", b"link", b"add", os.fsencode(name), b"type", b"veth", b"peer", b"name", b"far0"], check=True)
+    subprocess.run([b"ip", b"link", b"set", os.fsencode(name), b"up"], check=True)
+    forward = PortForward(Protocol.TCP, 8000, 8000, 8000, None, name)
+    with bound(forward) as listeners:
+        assert listeners.bound == [forward]
