@@ -172,7 +172,11 @@ async def follow_host(watch: HostWatch, serving: Serving) -> None:
             serving.current.forwards = serving.listeners.bound
         serving.current.change(network)
 
-    await follow(watch, serving.config.wishes, serving.config.network, on_change)
+    def on_look() -> None:
+        if serving.listeners.follow_interfaces():
+            serving.current.forwards = serving.listeners.bound
+
+    await follow(watch, serving.config.wishes, serving.config.network, on_change, on_look)
 
 
 async def serve_guests(door: GuestListener, serving: Serving) -> None:

@@ -8,6 +8,7 @@ thousands of connections, and, as there is a relay, a link that loses, duplicate
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import select
 import subprocess
@@ -29,6 +30,7 @@ from tests.integration.topology import (
     RESOLVER4,
     Namespace,
     named_namespace,
+    run,
 )
 
 RELAY = Path(__file__).with_name("relay.c")
@@ -164,3 +166,18 @@ class KernelGuest:
             if not more:
                 raise RuntimeError(f"the relay is not ready: {self.disconnect()}")
             said += more
+        self._await_device(deadline)
+
+    def _await_device(self, deadline: float) -> None:
+        """Until then the kernel drops what is sent by a device that was up before it had a relay.
+
+        There is a carrier at once, but a worker of the kernel's has to start the queue, as soon as it gets a lock that
+        all network namespaces share. The state is "up" from then on.
+        """
+        while True:
+            (device,) = json.loads(run("ip", "-n", self.namespace.name, "-json", "link", "show", "dev", DEVICE))
+            if "UP" not in device["flags"] or device["operstate"] == "UP":
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the guest's device does not come up: {device}: {self.disconnect()}")
+            time.sleep(0.005)

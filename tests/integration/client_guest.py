@@ -243,18 +243,25 @@ class ClientGuest(KernelGuest):
         return {route["gateway"] for route in self._show(version, "route", "show", "default")}
 
     def autoconfigured(self, prefix: str, *, deprecated: bool = False) -> list[str]:
-        """The guest's IPv6 addresses of a /64, given as it begins, that are or are not to be used any more."""
+        """The guest's IPv6 addresses of a /64, given as it begins, that are or are not to be used any more.
+
+        One that is tentative still is not among them: the kernel sends nothing from there, and takes nothing.
+        """
         return [
             address["local"]
             for link in self._show(6, "addr", "show", "dev", DEVICE, "scope", "global")
             for address in link.get("addr_info", [])
-            if address.get("local", "").startswith(prefix) and address.get("deprecated", False) is deprecated
+            if address.get("local", "").startswith(prefix)
+            and address.get("deprecated", False) is deprecated
+            and not address.get("tentative", False)
         ]
 
     def online(self, *versions: int) -> Self:
-        """Wait until it has an address and a router."""
+        """Wait until it has a router, and an address: without a global one, the kernel sends from a link-local one."""
         for version in versions or (4, 6):
             wait_for(functools.partial(self.default_routers, version), f"a default route of IPv{version}")
+        if 6 in (versions or (4, 6)):
+            wait_for(functools.partial(self.autoconfigured, ""), "an IPv6 address")
         return self
 
     def ping(self, address: str) -> None:

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.guest.kernel import KernelGuest
+from tests.guest.kernel import DEVICE, KernelGuest
 from tests.integration import servers
 from tests.integration.capture import DAEMON_MAC
 from tests.integration.daemon import Daemon, daemon_directory
 from tests.integration.topology import GATEWAY4, GATEWAY6, HOST4, HOST6, REMOTE4, REMOTE6, Topology
 
-PATIENCE_S = 5.0
+PATIENCE_S = 10.0
+HOST_PORT = 3222
+"""Another than the session's daemon has, on the same host."""
+
 PROGRAM = "trio-passt: "
 IGNORED = f"{1 << (signal.SIGUSR1 - 1):x}"
 
@@ -55,7 +58,7 @@ def _echo(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def _client(guest: KernelGuest, topology: Topology) -> Iterator[int]:
-    """A client of the guest's port 22, by the host's 2222, who has said something; his port."""
+    """A client of the guest's port 22, by `HOST_PORT`, who has said something; his port."""
     with (
         guest.namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as server,
         topology.remote.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
@@ -63,7 +66,7 @@ def _client(guest: KernelGuest, topology: Topology) -> Iterator[int]:
         server.bind(("", 22))
         server.listen()
         client.settimeout(PATIENCE_S)
-        client.connect((HOST4, 2222))
+        client.connect((HOST4, HOST_PORT))
         server.settimeout(PATIENCE_S)
         accepted, _ = server.accept()
         with accepted:
@@ -79,7 +82,7 @@ def test_all_flows_are_in_the_table_also_of_a_quiet_daemon(topology: Topology, d
         done.wait(4 * PATIENCE_S)
 
     with (
-        Daemon(topology.host, daemon_directory(directory, "status"), "-q", "-t", "2222:22") as daemon,
+        Daemon(topology.host, daemon_directory(directory, "status"), "-q", "-t", f"{HOST_PORT}:22") as daemon,
         servers.tcp_server(topology.remote, REMOTE4, _echo) as remote,
         servers.tcp_server(topology.host, "127.0.0.1", hold) as local,
         servers.udp_server(topology.remote, REMOTE6, lambda request: request) as echo,
@@ -108,8 +111,8 @@ def test_all_flows_are_in_the_table_also_of_a_quiet_daemon(topology: Topology, d
     for line in (
         r"status after \S+ s: a guest is connected, for \S+ s",
         r"descriptors: \d\d of \d+ are open",
-        r"forwarded: TCP 2222 -> 22",
-        r"forwarded: UDP 2222",
+        rf"forwarded: TCP {HOST_PORT} -> 22",
+        rf"forwarded: UDP {HOST_PORT}",
         rf"guest: [0-9a-f:]{{17}}, {HOST4}, {HOST6}(, fe80::\S+)?",
         r"link: has room, 0 flows wait; 0 bytes of datagrams wait",
         r"flows: 3 TCP \(of 65536\), 1 UDP \(of \d+\), 1 echo \(of \d+\)",
@@ -153,6 +156,8 @@ def test_trace_has_a_line_for_each_frame(topology: Topology, directory: Path) ->
             KernelGuest(daemon.wait_ready().socket_path) as guest,
             _connection(guest, REMOTE4, remote.port) as connection,
         ):
+            # It may know our MAC address by our own request, at the start; then it has to ask.
+            guest.namespace.ip("neigh", "flush", "dev", DEVICE)
             guest.run("ping", "-n", "-c", "1", "-W", "2", "-s", "100", "-e", "4711", REMOTE4)
             guest.run("ping", "-n", "-c", "1", "-W", "2", "-e", "4711", REMOTE6)
             connection.sendall(b"question")

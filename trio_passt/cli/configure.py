@@ -49,7 +49,7 @@ def configure(options: Options, host: Host) -> Configured:
         log_size_bytes=options.log_size_bytes,
         run_as=options.run_as,
     )
-    return Configured(config, tuple(warnings), decision.notes + left_out)
+    return Configured(config, (*warnings, *decision.warnings), decision.notes + left_out)
 
 
 def _outbound(outbound: Outbound, wishes: Wishes) -> Outbound:

@@ -10,12 +10,14 @@ of the process's descriptors, 16384 at most; and where a limit of the whole host
 
 A family may come later, when the host gets it.  Then its ports are bound in the same way, but refusals don't end a
 daemon that runs, and the spare ones are many: they are bound little by little, by a task, between other work.  Whatever
-was refused by name is tried again whenever the guest's network has changed.
+was refused by name is tried again whenever the guest's network has changed, and what is bound to an interface is bound
+anew when that was made anew.
 """
 
 import errno
 import logging
 import os
+import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -53,6 +55,8 @@ class Binder:
         """Of those that are forwarded by name."""
         self._hopeless: dict[Opener, int] = {}
         """Openers none of whose ports can be had at the moment, with the error's number."""
+        self._interfaces = {forward.interface: 0 for forward in forwards if forward.interface is not None}
+        """Their numbers: a socket is bound to the number, which is another when the interface is made anew."""
         self._later: list[Opener] = []
         self._has_later = trio.Event()
         self._left = 0
@@ -60,6 +64,7 @@ class Binder:
 
     def bind(self) -> None:
         """At start.  Raises StartupError, or a group of them, which name all that must be bound and can't be."""
+        self._interfaces = {name: _interface_index(name) for name in self._interfaces}
         limit = sockets.descriptor_limit()
         self._left = limit - limits.share_for_flows(limit) - limits.open_descriptors()
         for forward in self._openers:
@@ -101,6 +106,39 @@ class Binder:
         self._later += [opener for opener in self._all(Binding.SPARE) if opener.family in new]
         if self._later:
             self._has_later.set()
+
+    def follow_interfaces(self) -> bool:
+        """Bind anew what is bound to an interface that has come again; whether there was one that is another now."""
+        changed = {name for name, index in self._interfaces.items() if _interface_index(name) != index}
+        for name in sorted(changed):
+            self._interfaces[name] = _interface_index(name)
+            if not self._interfaces[name]:
+                log.warning("interface %s is gone: ports that are forwarded there are not open until it is back", name)
+                continue
+            log.info("interface %s is another now: ports that are forwarded there are opened anew", name)
+            before = self._ports.descriptors
+            self._ports.close_all_at(name)
+            self._left += before - self._ports.descriptors
+            self._bind_anew(name)
+        return bool(changed)
+
+    def _bind_anew(self, interface: str) -> None:
+        refused = Refusals()
+        for opener in self._of_interface(interface):
+            self._hopeless.pop(opener, None)
+            self._refused.pop(opener, None)
+            if opener.forward.binding is Binding.SPARE:
+                self._later.append(opener)
+                self._has_later.set()
+            else:
+                self._open_all(opener, opener.forward.ports, refused)
+        _warn(refused, find_holders(refused.in_use(), within_s=FIND_HOLDERS_WITHIN_S))
+
+    def _of_interface(self, name: str) -> list[Opener]:
+        """The openers of the guest's families whose forward has this interface."""
+        return [
+            opener for forward in self._openers if forward.interface == name for opener in self._of_families(forward)
+        ]
 
     async def run(self) -> None:
         """Bind the spare ports of families that come later, until cancelled."""
@@ -188,6 +226,14 @@ class Binder:
                     if error.errno not in MISSING_FAMILY or len(failures) == len(of_forward):
                         spare.refusals.add(opener, port, error)
             yield
+
+
+def _interface_index(name: str) -> int:
+    """Its number; 0 if there is none of this name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
 
 
 def _startup_error(lines: Sequence[str]) -> Exception:

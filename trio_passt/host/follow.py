@@ -28,9 +28,16 @@ class _NoLook(Exception):  # noqa: N818 - it is tried again
 
 
 async def follow(
-    watch: HostWatch, wishes: Wishes, network: GuestNetwork, on_change: Callable[[GuestNetwork], None]
+    watch: HostWatch,
+    wishes: Wishes,
+    network: GuestNetwork,
+    on_change: Callable[[GuestNetwork], None],
+    on_look: Callable[[], None] = lambda: None,
 ) -> None:
-    """Call `on_change` with each new network of the guest's, until cancelled; `network` is what it was told first."""
+    """Call `on_change` with each new network of the guest's, until cancelled; `network` is what it was told first.
+
+    `on_look` is called before that, also if nothing changes for the guest: something has changed at the host.
+    """
     told, has_failed = network, False
     await watch.changed()
     while True:
@@ -43,6 +50,7 @@ async def follow(
             await trio.sleep(RETRY_S)
             continue
         has_failed = False
+        on_look()
         if now != told:
             for level, line in describe(told, now):
                 log.log(level, "%s", line)

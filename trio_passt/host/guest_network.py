@@ -60,6 +60,8 @@ class Decision:
 
     network: GuestNetwork
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """About wishes that can't come true here."""
 
 
 def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Decision:
@@ -79,7 +81,7 @@ def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Deci
     ipv4 = _kept(told.ipv4 if told else None, wished4)
     ipv6 = _kept(told.ipv6 if told else None, wished6)
     names = resolvers_for_guest(_resolv_conf(wishes, host, ipv6), ipv4, ipv6, wishes)
-    notes = [*found.notes, *_useless_wishes(wishes, found, ipv4, ipv6)]
+    notes = list(found.notes)
     if not wishes.tells_dns or wishes.dns_servers == ():
         pass  # nobody expects one
     elif not (names.resolvers.ipv4 or names.resolvers.ipv6):
@@ -107,7 +109,7 @@ def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Deci
     if told is not None:
         network = evolve(network, former=_former(told, network, {address.address for address in host.addresses}))
         network = evolve(network, former_dns_forwards=_former_dns_forwards(told, network, wishes))
-    return Decision(network, tuple(notes))
+    return Decision(network, tuple(notes), tuple(_useless_wishes(wishes, found, ipv4, ipv6)))
 
 
 def as_wished_ipv4(found: GuestIPv4 | None, wishes: Wishes, host: Host) -> GuestIPv4 | None:
@@ -196,10 +198,18 @@ def _useless_wishes(
         for address in addresses:
             if address in own:
                 yield f"{option} {address} is the guest's own address: it won't work"
+            elif ipv4 and isinstance(address, IPv4Address) and _names_subnet(address, ipv4):
+                yield f"{option} {address} is the network or broadcast address of the guest's subnet: it won't work"
     for guest in (ipv4, ipv6):
         mapped = of_family(wishes.own_addresses, guest.address.version) if guest else None
         if guest is not None and mapped is not None and _own(found, guest) is None:
             yield f"--map-guest-addr {mapped}: this host has no IPv{mapped.version} address that it could reach"
+
+
+def _names_subnet(address: IPv4Address, guest: GuestIPv4) -> bool:
+    """Whether it is none of a host's: the first and last of a subnet (but of two addresses, RFC 3021)."""
+    subnet = IPv4Interface((guest.address, guest.prefix_length)).network
+    return subnet.prefixlen < 31 and address in (subnet.network_address, subnet.broadcast_address)
 
 
 def _told(resolvers: Resolvers, wishes: Wishes) -> Resolvers:

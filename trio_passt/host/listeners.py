@@ -190,6 +190,13 @@ class PortListeners:
         """
         self._binder.add_families(families)
 
+    def follow_interfaces(self) -> bool:
+        """An interface of the host's may have gone, or come again under its name; ports of that one are bound anew.
+
+        Says whether there was one.
+        """
+        return self._binder.follow_interfaces()
+
     @property
     def bound(self) -> list[PortForward]:
         """The forwards that have a socket; of those that could be bound in part only, these ranges."""
@@ -261,10 +268,22 @@ class PortListeners:
 
     def close_last_spare(self) -> None:
         """Close the spare one that was opened last."""
-        port = self.spare.pop()
+        self._close(self.spare.pop())
+
+    def close_all_at(self, interface: str) -> None:
+        """Close all that are of forwards with this interface."""
+        for ports in (self._named, self.spare):
+            closed = [port for port in ports if port.forward.interface == interface]
+            ports[:] = [port for port in ports if port.forward.interface != interface]
+            for port in closed:
+                self._close(port)
+
+    def _close(self, port: TcpPort | UdpPort) -> None:
         if isinstance(port, UdpPort):
             by_target = self._udp_ports[4 if port.socket.family == socket.AF_INET else 16]
             by_target[port.target] = tuple(other for other in by_target[port.target] if other is not port)
+            self._parked.pop(port, None)
+            self._heard.pop(port, None)
         self._readiness.forget(port.socket.fileno())
         port.socket.close()
 

@@ -23,10 +23,10 @@ EXHAUSTED: frozenset[int] = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS
 
 NO_WAY = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL}
-    | {errno.ECONNABORTED, errno.ENOTCONN, errno.EDESTADDRREQ}
+    | {errno.ECONNABORTED, errno.ENOTCONN, errno.EDESTADDRREQ, errno.EBADF}
 )
 """Errors of sending at all: from the address that a connected socket has there is no way to its peer (any more); or it
-is not connected any more (ss(8), -K)."""
+is not connected any more (ss(8), -K), or closed, since the interface of its port is another now."""
 
 FORGET_MOST = 1000
 """Datagrams that a new socket has heard before it was connected; whoever sends more than that in a moment is let in."""

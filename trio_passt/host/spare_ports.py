@@ -27,11 +27,18 @@ class OpenPorts(TypingProtocol):
     def spare(self) -> Sequence[OpenPort]:
         """Those of spare forwards, in the order in which they were opened."""
 
+    @property
+    def descriptors(self) -> int:
+        """How many there are of this process's."""
+
     def open_port(self, opener: Opener, port: int) -> None:
         """Raises OSError."""
 
     def close_last_spare(self) -> None:
         """Close the spare one that was opened last."""
+
+    def close_all_at(self, interface: str) -> None:
+        """Close all that are of forwards with this interface."""
 
 
 class SparePorts:

@@ -620,8 +620,8 @@ class PortUdp(UdpFlow):
         pass
 
     def _find_another_way(self) -> None:
-        """The interface may be another of the same name by now: the next datagram opens the flow anew."""
-        if self._by_way:
+        """The interface may be another of the same name by now, also the port's: the next datagram begins anew."""
+        if self._by_way or self._port.socket.fileno() < 0:
             self.end()
 
 

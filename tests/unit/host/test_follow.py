@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from itertools import pairwise
 
@@ -54,6 +55,24 @@ async def test_nothing_is_looked_at_until_it_changes() -> None:
         host.is_unnoticed(OFFICE)
         await trio.sleep(3600)
         assert (host.looks, host.told) == ([], [])
+
+
+async def test_each_look_is_told_before_what_comes_of_it() -> None:
+    """Also if nothing comes of it: an interface may be another that the guest knows nothing of."""
+    told: list[object] = []
+    host = Followed(HOME, NO_WISHES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "discover_again", host.discover_again)
+        async with trio.open_nursery() as nursery:
+            looked = partial(told.append, "looked")
+            nursery.start_soon(follow, host, NO_WISHES, host.first, told.append, looked)
+            host.becomes(HOME)
+            await trio.sleep(10)
+            assert told == ["looked"]
+            host.becomes(OFFICE)
+            await trio.sleep(10)
+            assert told == ["looked", "looked", decide(NO_WISHES, OFFICE, host.first).network]
+            nursery.cancel_scope.cancel()
 
 
 async def test_change_is_handed_on_as_it_is_decided(caplog: pytest.LogCaptureFixture) -> None:

@@ -213,7 +213,7 @@ class TestOtherNetwork:
 
 def test_nameserver_at_the_guests_own_address_is_remarked_on() -> None:
     own, other = Wishes(dns_forwards=(HOME_IPV4.address,)), Wishes(dns_forwards=(HOME_IPV4.gateway,))
-    assert decide(own, HOME).notes == ("--dns-forward 192.0.2.2 is the guest's own address: it won't work",)
+    assert decide(own, HOME).warnings == ("--dns-forward 192.0.2.2 is the guest's own address: it won't work",)
     assert decide(other, HOME).notes == ()
 
 

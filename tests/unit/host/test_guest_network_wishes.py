@@ -282,7 +282,7 @@ class TestThisHost:
         decision = decide(Wishes(own_addresses=ips("203.0.113.8"), ipv6=False), OFFLINE)
         assert decision.network.host_addresses == (HostAddress(IPv4Address("169.254.2.2"), IPv4Address("127.0.0.1")),)
         note = "--map-guest-addr 203.0.113.8: this host has no IPv4 address that it could reach"
-        assert note in decision.notes
+        assert note in decision.warnings
 
     @pytest.mark.parametrize(
         ("wished", "option"),
@@ -294,7 +294,14 @@ class TestThisHost:
         ],
     )
     def test_the_guests_own_address_is_no_use(self, wished: Wishes, option: str) -> None:
-        assert f"{option} 192.0.2.2 is the guest's own address: it won't work" in decide(wished, HOME).notes
+        assert f"{option} 192.0.2.2 is the guest's own address: it won't work" in decide(wished, HOME).warnings
+
+    @pytest.mark.parametrize("address", ["192.0.2.0", "192.0.2.255"])
+    def test_the_subnets_own_addresses_are_no_use(self, address: str) -> None:
+        text = f"{address} is the network or broadcast address of the guest's subnet: it won't work"
+        assert decide(Wishes(gateways=ips(address)), HOME).warnings == (f"--gateway {text}",)
+        assert decide(Wishes(loopback_addresses=ips(address)), HOME).warnings == (f"--map-host-loopback {text}",)
+        assert decide(wishes("192.0.2.1/31", gateways=ips("192.0.2.0")), HOME).warnings == ()
 
 
 def names(decision: Decision) -> tuple[list[str], list[str], list[str]]:

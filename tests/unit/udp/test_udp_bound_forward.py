@@ -220,3 +220,25 @@ async def test_guest_that_had_none_has_lost_none(nursery: trio.Nursery) -> None:
             listeners.receiver = None
             assert not guest.session.drops
         nursery.cancel_scope.cancel()
+
+
+async def test_port_whose_interface_is_another_by_now(
+    guest: Stage, family: Family, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket has been closed: the flow ends with the datagram that finds out, and the next one begins anew."""
+    number = random.randrange(20_000, 32_000)
+    listeners = PortListeners.bind([PortForward(Protocol.UDP, number, number, TARGET, interface="lo")])
+    with ExitStack() as opened:
+        opened.callback(listeners.close)
+        await serve(guest, listeners, nursery, monkeypatch)
+        host = guest.host_udp(family)
+        assert await is_asked(guest, host, family, TARGET) == (family.local, number)
+        listeners._binder._interfaces["lo"] = 9999
+        assert listeners.follow_interfaces()
+        guest.sends_packets(datagram(family, TARGET, port_of(host), b"lost"))
+        await guest.settles()
+        assert guest.session.drops["udp: Bad file descriptor"] == 1
+        assert not guest.dispatcher.udp
+        guest.link.take_sent()
+        assert await is_asked(guest, host, family, TARGET) == (family.local, number)
+        nursery.cancel_scope.cancel()
