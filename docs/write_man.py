@@ -240,7 +240,7 @@ def process() -> Iterator[str]:
     yield from tagged(
         "`SIGUSR1`",
         "A table of the guest's connections and of counters goes to the log, also with `--quiet`. States are those of"
-        " TCP that `ss`(8) on the host and in the guest have; sizes are those of the data. An arrow says who has opened"
+        " TCP that `ss`(8) in the guest has; sizes are those of the data. An arrow says who has opened"
         " it: -> the guest, <- somebody by a forwarded port. Of each protocol the 500 newest are shown. However often"
         " it is asked for, there is one table a second at most.",
     )

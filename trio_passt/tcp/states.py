@@ -1,12 +1,10 @@
 """The two half-close states by the name that RFC 9293 section 3.3.2 has for both: that of the guest's end.  Pure.
 
-The host's socket stands for the guest towards its peer, so it is in the same state, or will be soon; what netstat shows
-in the guest, and ss(8) on the host.
+It is what ss(8) shows in the guest.  The host's socket stands for the guest towards its peer, so once the connection is
+open on both sides it is in the same state, or will be soon.
 """
 
 from trio_passt.tcp.closing import FromGuestState, ToGuestState
-
-_WAITING = (ToGuestState.OPEN, ToGuestState.DUE)
 
 
 def name(from_guest: FromGuestState, to_guest: ToGuestState) -> str:
