@@ -67,7 +67,7 @@ def compiled(session: nox.Session) -> None:
     files = ("host/test_host_datagrams.py", "tcp/test_from_guest.py", "test_dispatch.py", "test_responder.py")
     units = [f"tests/unit/{name}" for name in (*folders, *files)]
     of_what_is_installed = ("-o", "pythonpath=", "-m", "not interpreted")  # not of the checkout
-    not_compiled = [f"--ignore-glob=*/wire/*{name}*" for name in ("dhcp", "ndp", "domain", "arp", "pcap")]
+    not_compiled = [f"--ignore-glob=*/wire/*{name}*" for name in ("dhcp", "ndp", "domain", "arp", "pcap", "describe")]
     session.run("pytest", *ON_ALL_CPUS, *of_what_is_installed, *not_compiled, *units)
     names = ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows")
     tests = [f"tests/integration/test_{name}.py" for name in names]
@@ -92,7 +92,7 @@ def _install_compiled(session: nox.Session, extras: str) -> None:
 
 @nox.session(default=False)
 def kernel(session: nox.Session) -> None:
-    """A guest whose kernel configures itself (`ip=dhcp`): builds that kernel first, for 5 minutes. Needs root."""
+    """A kernel that configures itself (`ip=dhcp`, built here in 5 minutes); all ports in a guest. Needs root."""
     session.install(".[test]")
     session.run("pytest", "-p", "no:cacheprovider", *(session.posargs or ["tests/kernel"]))
 

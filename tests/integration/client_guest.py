@@ -251,7 +251,8 @@ class ClientGuest(KernelGuest):
             address["local"]
             for link in self._show(6, "addr", "show", "dev", DEVICE, "scope", "global")
             for address in link.get("addr_info", [])
-            if address.get("local", "").startswith(prefix)
+            if "local" in address  # iproute2 shows others of the device as empty
+            and address["local"].startswith(prefix)
             and address.get("deprecated", False) is deprecated
             and not address.get("tentative", False)
         ]

@@ -135,7 +135,7 @@ def test_another_network(home: Serving, guest: ClientGuest) -> None:
     wait_for(lambda: guest.default_routers() == {OFFICE.gateways[6]}, "the new router only")
     assert guest.autoconfigured("2001:db8:1:", deprecated=True)
     assert not guest.autoconfigured("2001:db8:1:")
-    assert guest.autoconfigured("2001:db8:3:")
+    wait_for(lambda: guest.autoconfigured("2001:db8:3:"), "an address of the office's")
 
     assert guest.default_routers(4) == {HOME.gateways[4]}  # the guest has not asked yet
     assert_flows_come_from(OFFICE.addresses, home.world, guest)
@@ -189,7 +189,7 @@ def test_a_vpn_comes_and_goes(home: Serving, guest: ClientGuest) -> None:
         guest.frames.advertisements_until(lambda said: "vpn.example" in said.search, "the VPN's domain")
         wait_for(lambda: guest.default_routers() == {VPN.gateways[6]}, "the VPN's router only")
         assert guest.autoconfigured("2001:db8:1:", deprecated=True)
-        assert guest.autoconfigured("2001:db8:4:")
+        wait_for(lambda: guest.autoconfigured("2001:db8:4:"), "an address of the VPN's")
         assert [ask(connection) for connection in connected] == list(HOME.addresses.values())
         assert_flows_come_from(VPN.addresses, home.world, guest)
 

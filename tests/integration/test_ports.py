@@ -43,12 +43,9 @@ DESCRIPTORS = 8000
 IDLE_S, IDLE_CPU_S = 2.0, 0.001
 """It is nothing at all, unless the host's network says something."""
 
-CONNECTIONS = 60
+ROUNDS, CONNECTIONS = 12, 10
 COST_RATIO_LIMIT = 1.5
-"""The noise of a connection's 2 ms, when the machine does something else; an epoll or a table that took longer with
-many sockets would make it hundreds."""
-
-ATTEMPTS = 3
+"""The noise of a connection's 2 ms; an epoll or a table that took longer with many sockets would make it hundreds."""
 
 ALL_SOCKETS, ALL_LIMIT_MIB, ALL_LIMIT_S = 150_000, 150, 10.0
 """Of `-t all -u all`. The target is 5 s; the same takes twice as much of a CPU when the other one is busy, too."""
@@ -256,6 +253,14 @@ def cpu_s(daemon: Daemon) -> float:
     return int((thread / "schedstat").read_text().split()[0]) / 1e9
 
 
+def cpu_while_idle_s(daemon: Daemon) -> float:
+    """What it takes in `IDLE_S`."""
+    time.sleep(0.2)
+    before_s = cpu_s(daemon)
+    time.sleep(IDLE_S)
+    return cpu_s(daemon) - before_s
+
+
 def limited(descriptors: int) -> list[str]:
     """The program with a limit of open files that it can't raise."""
     return ["prlimit", f"--nofile={descriptors}:{descriptors}", *program()]
@@ -296,10 +301,7 @@ def test_all_ports_as_far_as_the_limit_allows(hosts: Hosts, own_directory: Path)
                 assert not is_forwarded(hosts.peer, kind, address, last + 1)
             assert is_forwarded(hosts.peer, DATAGRAM, address, 1030)
             assert is_forwarded(hosts.peer, STREAM, address, 2222)
-        time.sleep(0.2)  # the last of these connections
-        before_s = cpu_s(daemon)
-        time.sleep(IDLE_S)
-        assert cpu_s(daemon) - before_s < IDLE_CPU_S
+        assert any(cpu_while_idle_s(daemon) < IDLE_CPU_S for _ in range(3))  # first, it has those connections to end
     with holding(hosts.host, 1030, is_ordinary=True) as other:
         assert fails(hosts, own_directory, "-t", "~1-1029,~1031-65535", "-u", "none") == [
             f"can't forward TCP port 1030 of 0.0.0.0 and ::: Address already in use by {holder(other)}"
@@ -371,16 +373,18 @@ def test_a_connection_costs_the_same_with_many_ports(hosts: Hosts, directory: Pa
         with_few, with_many = Connector(hosts, few, 65000), Connector(hosts, many, 1024)
         opened.callback(with_few.close)
         opened.callback(with_many.close)
-        for _ in range(ATTEMPTS):
-            few_s, many_s = cpu_s(few), cpu_s(many)
-            pairs = [(with_few.connect(), with_many.connect()) for _ in range(CONNECTIONS)]
-            few_s, many_s = cpu_s(few) - few_s, cpu_s(many) - many_s
-            few_ms, many_ms = (statistics.median(seconds) * 1000 for seconds in zip(*pairs, strict=True))
-            measurements.append(
-                f"a connection to a forwarded port, of 2 sockets and of {sockets}: {few_ms:.2f} and {many_ms:.2f} ms,"
-                f" {few_s / CONNECTIONS * 1000:.2f} and {many_s / CONNECTIONS * 1000:.2f} ms of a CPU"
-            )
-            if many_ms / few_ms < COST_RATIO_LIMIT and many_s / few_s < COST_RATIO_LIMIT:
-                break
+        ms: dict[Connector, list[float]] = {with_few: [], with_many: []}
+        cpu_ms: dict[Connector, list[float]] = {with_few: [], with_many: []}
+        for _ in range(ROUNDS):  # in turn, and the best of each counts: the machine may do something else meanwhile
+            for connector, daemon in (with_few, few), (with_many, many):
+                before_s = cpu_s(daemon)
+                ms[connector].append(statistics.median(connector.connect() for _ in range(CONNECTIONS)) * 1000)
+                cpu_ms[connector].append((cpu_s(daemon) - before_s) / CONNECTIONS * 1000)
+        few_ms, many_ms = map(min, ms.values())
+        few_cpu_ms, many_cpu_ms = map(min, cpu_ms.values())
+        measurements.append(
+            f"a connection to a forwarded port, of 2 sockets and of {sockets}: {few_ms:.2f} and {many_ms:.2f} ms,"
+            f" {few_cpu_ms:.2f} and {many_cpu_ms:.2f} ms of a CPU"
+        )
         assert many_ms / few_ms < COST_RATIO_LIMIT
-        assert many_s / few_s < COST_RATIO_LIMIT
+        assert many_cpu_ms / few_cpu_ms < COST_RATIO_LIMIT

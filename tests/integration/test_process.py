@@ -274,10 +274,10 @@ def test_descriptors_that_are_no_guest(place: Path) -> None:
         datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         file = stack.enter_context((place / "file").open("w"))
         reasons = {
-            listening.fileno(): "not connected",
-            datagrams.fileno(): "not a stream socket",
-            file.fileno(): "Socket operation on non-socket",
-            999: "Bad file descriptor",
+            listening.fileno(): f"descriptor {listening.fileno()}: not connected",
+            datagrams.fileno(): f"descriptor {datagrams.fileno()}: not a stream socket",
+            file.fileno(): f"descriptor {file.fileno()}: Socket operation on non-socket",
+            999: "option '--fd 999': Bad file descriptor: a connected socket is expected",
         }
         running = {
             fd: subprocess.Popen(
@@ -291,7 +291,7 @@ def test_descriptors_that_are_no_guest(place: Path) -> None:
         for fd, process in running.items():
             said = process.communicate(timeout=START_TIMEOUT_S)[1]
             lines = [line for line in said.splitlines() if "ping sockets" not in line]
-            assert (process.returncode, lines) == (1, [f"trio-passt: descriptor {fd}: {reasons[fd]}"])
+            assert (process.returncode, lines) == (1, [f"trio-passt: {reasons[fd]}"])
         ours, guests = map(stack.enter_context, socket.socketpair())
         words = [*APART, *UNPRIVILEGED, *program(), "-q", "-P", str(place / "pid"), "-F", "999", "-F", "0"]
         assert subprocess.run(words, stdin=guests.fileno(), timeout=START_TIMEOUT_S, check=False).returncode == 0
