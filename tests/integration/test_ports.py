@@ -129,6 +129,7 @@ TCP_SPECIFICATIONS = [
     *("-t", f"{LATER4}/8010,8011"),
 ]
 UDP_SPECIFICATIONS = ["-u", "%left/9001", "-u", f"[{RIGHT6}]/9002", "-u", "9003"]
+DOCK4 = "198.51.100.2"
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 PLACES = {
     8001: {LEFT4},
@@ -175,6 +176,39 @@ def test_addresses_and_interfaces(hosts: Hosts, own_directory: Path) -> None:
             "    UDP      9001 on %left",
         ):
             assert line in said.splitlines(), said
+
+
+def plug_in(hosts: Hosts) -> None:
+    """A third cable, with a number of its own each time."""
+    cable = ("ip", "-n", hosts.host.name, "link", "add", "dock", "type", "veth", "peer", "name", "dock")
+    run(*cable, "netns", hosts.peer.name)
+    for namespace, last in ((hosts.peer, 1), (hosts.host, 2)):
+        namespace.ip("link", "set", "dock", "up")
+        namespace.ip("addr", "add", f"198.51.100.{last}/24", "dev", "dock")
+
+
+def unplug(hosts: Hosts) -> None:
+    hosts.host.ip("link", "delete", "dock")
+
+
+def test_an_interface_that_comes_again(hosts: Hosts, own_directory: Path) -> None:
+    """It has its name, but is another: what was listening at the former one would hear nothing any more."""
+
+    def is_heard() -> bool:
+        return all(is_forwarded(hosts.peer, kind, DOCK4, port) for kind, port in ((STREAM, 8003), (DATAGRAM, 9001)))
+
+    plug_in(hosts)
+    try:
+        with Daemon(hosts.host, own_directory, "-t", "%dock/8003", "-u", "%dock/9001") as daemon:
+            ready(daemon)
+            for _ in range(2):
+                wait_for(is_heard, "its ports are open")
+                unplug(hosts)
+                wait_for(lambda: "interface dock is gone" in daemon.log_tail(), "it is missed")
+                plug_in(hosts)
+            wait_for(is_heard, "its ports are open again")
+    finally:
+        unplug(hosts)
 
 
 @contextlib.contextmanager
