@@ -31,12 +31,13 @@ IDLE_S, IDLE_CPU_LIMIT = 5, 0.02
 
 MEASURE = f"""
 ulimit -n "$limit"
+mkdir -p -m 1777 /measured
 rm -f /tmp/log
 python3 -c 'import os, sys
 os.setgroups([])
 os.setgid(1000)
 os.setuid(1000)
-os.execvp("trio-passt", ["trio-passt", "-f", "-s", "/tmp/socket", *sys.argv[1:]])' $arguments >/tmp/log 2>&1 &
+os.execvp("trio-passt", ["trio-passt", "-f", "-s", "/measured/socket", *sys.argv[1:]])' $arguments >/tmp/log 2>&1 &
 daemon=$!
 cpu_ns() {{ cut -d " " -f 1 "/proc/$daemon/task/$daemon/schedstat"; }}
 until grep -q "^Start the guest" /tmp/log; do
