@@ -209,7 +209,7 @@ def addresses() -> Iterator[str]:
         "Since the guest has the host's address, the host has others for the guest: what it sends to its gateway's"
         " address goes to the host's loopback, 127.0.0.1 or ::1 (`--map-host-loopback`, `--no-map-gw`), and what it"
         " sends to the address of `--map-guest-addr` to the host's own one. Connections to forwarded ports"
-        " that come from the host itself seem to come from the gateway's address.",
+        " that come from the host itself seem to come from the address that stands for it, or else the gateway's.",
         "A nameserver that only the host can reach, such as 127.0.0.53, is told the guest as the gateway's address, or"
         " that of `--dns-forward`; questions to it go to the host's nameserver.",
         "A host without any default route gives its guest local mode: 169.254.2.1, with gateway 169.254.2.2, and a"

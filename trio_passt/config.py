@@ -174,6 +174,14 @@ class GuestNetwork:
     transports: Transports = Transports()
 
     @property
+    def loopback_ipv4(self) -> IPv4Address | None:
+        """The address at which the guest reaches the host's IPv4 loopback, if one does."""
+        for mapping in self.host_addresses:
+            if isinstance(mapping.seen_by_guest, IPv4Address) and mapping.on_host.is_loopback:
+                return mapping.seen_by_guest
+        return None
+
+    @property
     def link_mtu_bytes(self) -> int:
         """The largest IP packet that may be sent to the guest."""
         return self.mtu_bytes or DEFAULT_MTU_BYTES
@@ -281,6 +289,11 @@ class PortForward:
     def ports(self) -> range:
         """The ports of the host."""
         return range(self.first, self.last + 1)
+
+    @property
+    def targets(self) -> range:
+        """The ports of the guest."""
+        return range(self.target, self.target_of(self.last) + 1)
 
     def target_of(self, port: int) -> int:
         """The guest's port for one of `ports`."""

@@ -24,7 +24,7 @@ from trio_passt.dispatch import Dispatcher
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import WAITING_DATAGRAM_BYTES, Session
 from trio_passt.flow.status import FlowStatus, Unit
-from trio_passt.host import sockets
+from trio_passt.host import port_ranges, sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.wire.ethernet import format_mac
 
@@ -135,11 +135,8 @@ async def _write(lines: Sequence[str]) -> None:
 async def look_at(guest: Attached) -> GuestStatus:
     """How a guest's session stands, from now to a moment later."""
     session, dispatcher = guest.session, guest.dispatcher
-    flows = [
-        Flows("TCP", len(dispatcher.tcp), dispatcher.tcp.most, await _ask(dispatcher.tcp.newest(FLOWS_SHOWN))),
-        Flows("UDP", len(dispatcher.udp), dispatcher.udp.most, await _ask(dispatcher.udp.newest(FLOWS_SHOWN))),
-        Flows("echo", len(dispatcher.echo), dispatcher.echo.most, await _ask(dispatcher.echo.newest(FLOWS_SHOWN))),
-    ]
+    tables = (("TCP", dispatcher.tcp), ("UDP", dispatcher.udp), ("echo", dispatcher.echo))
+    flows = [Flows(name, len(of), of.most, await _ask(of.newest(FLOWS_SHOWN))) for name, of in tables]
     return GuestStatus(
         connected_s=trio.current_time() - guest.since,
         mac=session.guest.mac if session.guest.is_known else None,
@@ -279,12 +276,8 @@ def _ports(forwards: Iterable[PortForward], protocol: Protocol) -> str:
 
 def _forward(forward: PortForward) -> str:
     """As it could be given with -t, but for the arrow."""
-    size = forward.last - forward.first
     where = (str(forward.address) if forward.address else "") + (f"%{forward.interface}" if forward.interface else "")
-    ports = _range(forward.first, size)
-    target = "" if forward.target == forward.first else f" -> {_range(forward.target, size)}"
-    return f"{where}/{ports}{target}" if where else f"{ports}{target}"
-
-
-def _range(first: int, size: int) -> str:
-    return f"{first}-{first + size}" if size else str(first)
+    ports = port_ranges.text(forward.ports)
+    if forward.targets != forward.ports:
+        ports += f" -> {port_ranges.text(forward.targets)}"
+    return f"{where}/{ports}" if where else ports

@@ -51,18 +51,13 @@ def netmask_bits(option: str, value: str) -> int:
 
 
 def unicast_address(option: str, value: str) -> IPAddress:
-    """The address of a gateway, or one that stands for another."""
+    """The address of a gateway, one to leave the host from, or one that stands for another."""
     return _unicast(option, value, value)
 
 
 def unicast_or_none(option: str, value: str) -> IPAddress | None:
     """The same, or `None` for the word "none"."""
     return None if value == NONE else unicast_address(option, value)
-
-
-def source_address(option: str, value: str) -> IPAddress:
-    """An address of the host's, to leave it from."""
-    return _unicast(option, value, value)
 
 
 def mac_address(option: str, value: str) -> bytes:

@@ -102,7 +102,8 @@ def _names(network: GuestNetwork) -> list[str]:
         lines.append(f"FQDN     {network.fqdn}")
     if (boot := network.boot) is not None and network.ipv4:
         name = f" ({boot.server_name})" if boot.server_name else ""
-        lines.append(f"Boot     {boot.file} from {boot.server or network.ipv4.gateway}{name}")
+        server = boot.server or network.loopback_ipv4 or network.ipv4.gateway
+        lines.append(f"Boot     {boot.file} from {server}{name}")
     return lines
 
 

@@ -40,16 +40,14 @@ from trio_passt.config import (
     WishedAddress,
     Wishes,
 )
+from trio_passt.host.ephemeral import USUAL
 
 SOCKET_PATH_BYTES = 107
 """sun_path of unix(7), less its terminating NUL."""
 
-USUAL_EPHEMERAL_PORTS = range(32768, 61000)
-"""net.ipv4.ip_local_port_range, where nobody has changed it."""
-
 _PER_FAMILY = {
     "gateway": addresses.unicast_address,
-    "outbound": addresses.source_address,
+    "outbound": addresses.unicast_address,
     "dns-forward": dns_address,
     "dns-host": dns_address,
     "map-host-loopback": addresses.unicast_or_none,
@@ -113,7 +111,7 @@ class _Collected:
         return tuple(address for address in both if address is not None)
 
 
-def parse_options(words: Sequence[str], directory: Path, ephemeral: range = USUAL_EPHEMERAL_PORTS) -> Options | Show:
+def parse_options(words: Sequence[str], directory: Path, ephemeral: range = USUAL) -> Options | Show:
     """What `words` (argv without the program's name) ask for; relative paths start at `directory`.
 
     Options act in order: the first of `--help` and `--version` ends the matter unless an error came before

@@ -259,7 +259,5 @@ def _all_but(forwards: Iterable[PortForward], ephemeral: range) -> str:
 
 
 def _chunk(forward: PortForward) -> str:
-    source = port_ranges.text(range(forward.first, forward.last + 1))
-    if forward.target == forward.first:
-        return source
-    return f"{source}:{port_ranges.text(range(forward.target, forward.target + len(forward.ports)))}"
+    source = port_ranges.text(forward.ports)
+    return source if forward.targets == forward.ports else f"{source}:{port_ranges.text(forward.targets)}"

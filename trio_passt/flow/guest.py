@@ -2,13 +2,7 @@
 
 from trio_passt.config import GuestNetwork
 from trio_passt.wire.ethernet import BROADCAST, is_multicast
-
-_LINK_LOCAL_PREFIX = 0xFE80 >> 6
-
-
-def is_link_local(address: bytes) -> bool:
-    """Whether a packed address is an IPv6 link-local one (fe80::/10, RFC 4291 section 2.5.6)."""
-    return len(address) == 16 and int.from_bytes(address[:2], "big") >> 6 == _LINK_LOCAL_PREFIX
+from trio_passt.wire.ipv6 import is_link_local
 
 
 class Guest:

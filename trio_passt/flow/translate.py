@@ -7,12 +7,11 @@ reach is behind the DNS ports of the gateway's address, or of one that the opera
 else keeps address and port.
 """
 
-import socket
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 
 from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
-from trio_passt.flow.guest import is_link_local
-from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.endpoint import Endpoint, interface_index
+from trio_passt.wire.ipv6 import is_link_local
 
 LOOPBACK_IPV4 = IPv4Address("127.0.0.1").packed
 LOOPBACK_IPV6 = IPv6Address("::1").packed
@@ -96,7 +95,7 @@ class AddressMap:
             if len(address) not in self._gateways or not is_unicast(address):
                 return None
             on_host = address
-        return Endpoint(on_host, port, _interface_index(self._interface) if is_link_local(on_host) else 0)
+        return Endpoint(on_host, port, interface_index(self._interface) if is_link_local(on_host) else 0)
 
     def is_for_neighbours(self, address: bytes) -> bool:
         """Whether this is a group's address or everybody's (RFC 1112, RFC 919, RFC 4291 section 2.7).
@@ -142,10 +141,3 @@ class AddressMap:
 def _has_broadcast(interface: IPv4Interface) -> bool:
     """That address of a network is no host's; there is none where it has but one or two addresses (RFC 3021)."""
     return interface.network.prefixlen <= 30
-
-
-def _interface_index(name: str | None) -> int:
-    try:
-        return socket.if_nametoindex(name) if name else 0
-    except OSError:  # gone; link-local peers are out of reach then
-        return 0

@@ -17,7 +17,6 @@ anew when that was made anew.
 import errno
 import logging
 import os
-import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -27,6 +26,7 @@ import trio
 from trio_passt.config import Binding, PortForward
 from trio_passt.errors import StartupError
 from trio_passt.host import limits, port_ranges, sockets
+from trio_passt.host.endpoint import interface_index
 from trio_passt.host.holder import find_holders
 from trio_passt.host.opener import MISSING_FAMILY, OF_THE_PLACE, Opener, by_port
 from trio_passt.host.port_ranges import runs
@@ -64,12 +64,12 @@ class Binder:
 
     def bind(self) -> None:
         """At start.  Raises StartupError, or a group of them, which name all that must be bound and can't be."""
-        self._interfaces = {name: _interface_index(name) for name in self._interfaces}
+        self._interfaces = {name: interface_index(name) for name in self._interfaces}
         limit = sockets.descriptor_limit()
         self._left = limit - limits.share_for_flows(limit) - limits.open_descriptors()
         for forward in self._openers:
             if not self._of_families(forward):
-                ports = port_ranges.text(range(forward.first, forward.last + 1))
+                ports = port_ranges.text(forward.ports)
                 version = 6 if forward.address and forward.address.version == 6 else 4
                 text = f"can't forward {forward.protocol.name} port {ports} of {forward.address}"
                 raise StartupError(
@@ -109,9 +109,9 @@ class Binder:
 
     def follow_interfaces(self) -> bool:
         """Bind anew what is bound to an interface that has come again; whether there was one that is another now."""
-        changed = {name for name, index in self._interfaces.items() if _interface_index(name) != index}
+        changed = {name for name, index in self._interfaces.items() if interface_index(name) != index}
         for name in sorted(changed):
-            self._interfaces[name] = _interface_index(name)
+            self._interfaces[name] = interface_index(name)
             if not self._interfaces[name]:
                 log.warning("interface %s is gone: ports that are forwarded there are not open until it is back", name)
                 continue
@@ -226,14 +226,6 @@ class Binder:
                     if error.errno not in MISSING_FAMILY or len(failures) == len(of_forward):
                         spare.refusals.add(opener, port, error)
             yield
-
-
-def _interface_index(name: str) -> int:
-    """Its number; 0 if there is none of this name."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
 
 
 def _startup_error(lines: Sequence[str]) -> Exception:

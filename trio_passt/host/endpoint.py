@@ -38,3 +38,11 @@ class Endpoint:
     def __str__(self) -> str:
         text = str(ip_address(self.address))
         return f"{text}:{self.port}" if len(self.address) == 4 else f"[{text}]:{self.port}"
+
+
+def interface_index(name: str | None) -> int:
+    """The number of the host's interface of this name, which a scope is; 0 if there is none (any more)."""
+    try:
+        return socket.if_nametoindex(name) if name is not None else 0
+    except OSError:
+        return 0

@@ -13,8 +13,8 @@ Theory of operation
 """
 
 from collections.abc import Collection, Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from typing import TypeVar
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_interface
+from typing import Any, TypeVar
 
 from attrs import evolve, frozen
 
@@ -77,14 +77,13 @@ def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Deci
         interface_ipv6=wishes.interface_ipv6,
         known=known,
     )
-    wished4, wished6 = as_wished_ipv4(found.ipv4, wishes, host), as_wished_ipv6(found.ipv6, wishes, host)
+    wished4 = _as_wished(found.ipv4, LOCAL_IPV4, wishes, host)
+    wished6 = _as_wished(found.ipv6, LOCAL_IPV6, wishes, host)
     ipv4 = _kept(told.ipv4 if told else None, wished4)
     ipv6 = _kept(told.ipv6 if told else None, wished6)
     names = resolvers_for_guest(_resolv_conf(wishes, host, ipv6), ipv4, ipv6, wishes)
     notes = list(found.notes)
-    if not wishes.tells_dns or wishes.dns_servers == ():
-        pass  # nobody expects one
-    elif not (names.resolvers.ipv4 or names.resolvers.ipv6):
+    if _tells_nameservers(wishes) and not (names.resolvers.ipv4 or names.resolvers.ipv6):
         source = "/etc/resolv.conf" if wishes.dns_servers is None else "--dns"
         notes.append(f"no nameserver of {source} is one that the guest can use: it is told none")
     network = GuestNetwork(
@@ -112,54 +111,43 @@ def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Deci
     return Decision(network, tuple(notes), tuple(_useless_wishes(wishes, found, ipv4, ipv6)))
 
 
-def as_wished_ipv4(found: GuestIPv4 | None, wishes: Wishes, host: Host) -> GuestIPv4 | None:
+def _as_wished(found: _Guest | None, local: _Guest, wishes: Wishes, host: Host) -> _Guest | None:
     """What was found, with the addresses, mask and gateway that the operator wants in their place.
 
-    Addresses turn on a family that the host has no network for.
+    Addresses turn on a family that the host has no network for; it is as in `local` mode then.
     """
+    version = local.address.version
     wished = [
-        IPv4Interface((one.address, one.prefix_length or _netmask_bits(one.address, wishes, host)))
+        ip_interface((one.address, one.prefix_length or _prefix_length(one.address, wishes, host)))
         for one in wishes.addresses
-        if isinstance(one.address, IPv4Address)
+        if one.address.version == version
     ]
-    if found is None and not (wished and wishes.ipv4):
+    if found is None and not (wished and (wishes.ipv4 if version == 4 else wishes.ipv6)):
         return None
-    guest = found or LOCAL_IPV4
+    guest = found or local
+    changes: dict[str, Any] = {}
     if wished:
         main, *others = wished
-        is_taken = any(guest.gateway == one.ip for one in wished)
-        gateway = substitute_gateway(*wished) if guest.is_local or is_taken else guest.gateway
-        guest = GuestIPv4(main.ip, main.network.prefixlen, gateway, guest.interface, tuple(others))
-    elif wishes.netmask_bits is not None:
-        guest = evolve(guest, prefix_length=wishes.netmask_bits)
-    wished_gateway = of_family(wishes.gateways, 4)
-    return evolve(guest, gateway=wished_gateway) if isinstance(wished_gateway, IPv4Address) else guest
+        changes |= {"address": main.ip, "prefix_length": main.network.prefixlen, "others": tuple(others)}
+        own = [one for one in wished if isinstance(one, IPv4Interface)]
+        if own and (guest.is_local or guest.gateway in [one.ip for one in own]):
+            changes["gateway"] = substitute_gateway(*own)
+    elif version == 4 and wishes.netmask_bits is not None:
+        changes["prefix_length"] = wishes.netmask_bits
+    gateway = of_family(wishes.gateways, version)
+    if gateway is not None:
+        changes["gateway"] = gateway
+    return evolve(guest, **changes)
 
 
-def _netmask_bits(address: IPv4Address, wishes: Wishes, host: Host) -> int:
-    """For an address without a prefix: the mask that was wished for, the host's own for it, or that of its class."""
-    if wishes.netmask_bits is not None:
+def _prefix_length(address: IPAddress, wishes: Wishes, host: Host) -> int:
+    """For an address without one: the mask that was wished for, the host's own for it, or its class's (IPv6: 64)."""
+    if isinstance(address, IPv4Address) and wishes.netmask_bits is not None:
         return wishes.netmask_bits
     own = next((own.prefix_length for own in host.addresses if own.address == address), None)
-    return own or next(bits for first, bits in _CLASSES if address.packed[0] < first)
-
-
-def as_wished_ipv6(found: GuestIPv6 | None, wishes: Wishes, host: Host) -> GuestIPv6 | None:
-    """The same for IPv6, where an address without a prefix has the host's own for it, or 64 bits."""
-    own = {address.address: address.prefix_length for address in host.addresses}
-    wished = [
-        IPv6Interface((one.address, one.prefix_length or own.get(one.address, 64)))
-        for one in wishes.addresses
-        if isinstance(one.address, IPv6Address)
-    ]
-    if found is None and not (wished and wishes.ipv6):
-        return None
-    guest = found or LOCAL_IPV6
-    if wished:
-        main, *others = wished
-        guest = GuestIPv6(main.ip, main.network.prefixlen, guest.gateway, guest.interface, tuple(others))
-    wished_gateway = of_family(wishes.gateways, 6)
-    return evolve(guest, gateway=wished_gateway) if isinstance(wished_gateway, IPv6Address) else guest
+    if own is not None or isinstance(address, IPv6Address):
+        return own or 64
+    return next(bits for first, bits in _CLASSES if address.packed[0] < first)
 
 
 def _host_addresses(guest: GuestIPv4 | GuestIPv6, wishes: Wishes, own: IPAddress | None) -> Iterator[HostAddress]:
@@ -212,9 +200,14 @@ def _names_subnet(address: IPv4Address, guest: GuestIPv4) -> bool:
     return subnet.prefixlen < 31 and address in (subnet.network_address, subnet.broadcast_address)
 
 
+def _tells_nameservers(wishes: Wishes) -> bool:
+    """Whether the guest is to be told any: not with `--no-dhcp-dns`, and not with `--dns none`."""
+    return wishes.tells_dns and wishes.dns_servers != ()
+
+
 def _told(resolvers: Resolvers, wishes: Wishes) -> Resolvers:
     """What the guest is told of them."""
-    if not wishes.tells_dns or wishes.dns_servers == ():
+    if not _tells_nameservers(wishes):
         resolvers = evolve(resolvers, ipv4=(), ipv6=())
     return resolvers if wishes.tells_search else evolve(resolvers, search=())
 

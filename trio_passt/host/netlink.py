@@ -54,15 +54,10 @@ def _link(message: Any) -> Link:
     flags = message["flags"]
     return Link(
         message["index"],
-        _text(message.get_attr("IFLA_IFNAME")),
+        os.fsdecode(message.get_attr("IFLA_IFNAME")),  # pyroute2 gives bytes that are not UTF-8 as they are
         up=bool(flags & _IFF_UP),
         loopback=bool(flags & _IFF_LOOPBACK),
     )
-
-
-def _text(name: str | bytes) -> str:
-    """pyroute2 leaves what is not UTF-8 as it is."""
-    return os.fsdecode(name)
 
 
 def _address(message: Any) -> Address | None:

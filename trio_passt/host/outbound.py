@@ -13,6 +13,8 @@ from attrs import frozen
 from trio_passt.config import Outbound
 from trio_passt.errors import StartupError
 from trio_passt.host.datagrams import packet_information
+from trio_passt.host.endpoint import interface_index
+from trio_passt.wire.ipv6 import is_link_local
 
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; not in Python 3.11's socket module
 
@@ -74,7 +76,7 @@ class Way:
             if len(self.source) == 4:
                 sock.bind((text, port))
             else:
-                sock.bind((text, port, 0, self.interface_index if _is_link_local(self.source) else 0))
+                sock.bind((text, port, 0, self.interface_index if is_link_local(self.source) else 0))
         except OSError as error:
             if error.errno not in _NOT_HERE:
                 raise
@@ -90,10 +92,7 @@ class Way:
     @property
     def interface_index(self) -> int:
         """The interface's number; 0 where there is none."""
-        try:
-            return socket.if_nametoindex(self.interface) if self.interface is not None else 0
-        except OSError:
-            return 0
+        return interface_index(self.interface)
 
 
 def way(outbound: Outbound, address_bytes: int) -> Way | None:
@@ -132,8 +131,3 @@ def _check(found: Way, family: socket.AddressFamily, version: int) -> None:
             found.bind_to_source(sock)
         except NoWayOutError as error:
             raise StartupError(f"{by_source}: {error.reason}") from error
-
-
-def _is_link_local(address: bytes) -> bool:
-    """Of IPv6: it says nothing without its interface (ipv6(7))."""
-    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80

@@ -56,11 +56,15 @@ class SparePorts:
     def give_back(self, port: int) -> int:
         """Close the share of the flows, and what there is of a port that could not be had whole; how many these are."""
         before, share = self.opened, limits.share_for_flows(self.opened)
-        while self.opened and (before - self.opened < share or self._ports.spare[-1].port == port):
-            port = self._ports.spare[-1].port
+        while self.opened and (last := self._last()) and (before - self.opened < share or last == port):
+            port = last
             self._ports.close_last_spare()
             self.opened -= 1
         return before - self.opened
+
+    def _last(self) -> int | None:
+        """The port that was opened last; all may have been closed meanwhile, with the interface that they were at."""
+        return self._ports.spare[-1].port if self._ports.spare else None
 
     def limit_reached(self) -> str | None:
         """What limit kept how many from being bound, and what would do."""
@@ -69,7 +73,8 @@ class SparePorts:
         every = sum(len(opener.forward.ports) for opener in self.openers)
         missing = every - self.opened - len(self.refusals)
         hint = limits.describe(self.stopped_by, wanted=limits.open_descriptors() + missing, missing=missing)
-        up_to = f"up to port {self._ports.spare[-1].port}, " if self.opened else ""
+        last = self._last() if self.opened else None
+        up_to = f"up to port {last}, " if last is not None else ""
         return f"{up_to}{self.opened} of {every} sockets for non-ephemeral ports: {hint}"
 
     def why_none(self, holders: Holders) -> list[str]:

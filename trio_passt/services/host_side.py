@@ -87,10 +87,7 @@ def ipv4_address(guest: GuestIPv4) -> IPv4Address:
 
 def host_ipv4_address(network: GuestNetwork, guest: GuestIPv4) -> IPv4Address:
     """Where the guest reaches the host: at the address that stands for its loopback, or else at the gateway's."""
-    for mapping in network.host_addresses:
-        if isinstance(mapping.seen_by_guest, IPv4Address) and mapping.on_host.is_loopback:
-            return mapping.seen_by_guest
-    return ipv4_address(guest)
+    return network.loopback_ipv4 or ipv4_address(guest)
 
 
 def stands_for_host(network: GuestNetwork, address: IPv4Address | IPv6Address) -> bool:

@@ -16,6 +16,8 @@ from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EtherType, format_mac
 from trio_passt.wire.icmp import IcmpMessage, IcmpType, Icmpv6Type
 from trio_passt.wire.ip import IPProtocol
+from trio_passt.wire.ipv4 import IPv4Header
+from trio_passt.wire.ipv6 import IPv6Header
 
 _VLAN_TAGS = frozenset({0x8100, 0x88A8})
 _LEAST_ETHERTYPE = 0x0600
@@ -135,24 +137,23 @@ def _arp(payload: memoryview) -> str:
 
 def _ipv4(packet: memoryview, has_checksum: bool) -> str:
     header, payload = ipv4.parse(packet)
-    ends = (header.source, header.destination)
-    if header.is_fragment:
-        fragment = _fragment(header.identification, header.fragment_offset, len(payload), header.more_fragments)
-        return f"{_hosts(ends)} ttl={header.ttl} {fragment} of {_protocol(header.protocol)}"
-    return _packet(ends, f"ttl={header.ttl}", header.protocol, payload, has_checksum)
+    return _ip(header, f"ttl={header.ttl}", payload, has_checksum)
 
 
 def _ipv6(packet: memoryview, has_checksum: bool) -> str:
     header, payload = ipv6.parse(packet)
+    return _ip(header, f"hlim={header.hop_limit}", payload, has_checksum)
+
+
+def _ip(header: IPv4Header | IPv6Header, hop_limit: str, payload: memoryview, has_checksum: bool) -> str:
+    """What comes after the header, be it a fragment or whole."""
     ends = (header.source, header.destination)
-    if header.is_fragment:
-        fragment = _fragment(header.identification, header.fragment_offset, len(payload), header.more_fragments)
-        return f"{_hosts(ends)} hlim={header.hop_limit} {fragment} of {_protocol(header.protocol)}"
-    return _packet(ends, f"hlim={header.hop_limit}", header.protocol, payload, has_checksum)
-
-
-def _fragment(identification: int, offset: int, size: int, is_followed: bool) -> str:
-    return f"fragment id={identification} bytes {offset}-{offset + size - 1}{'' if is_followed else ', the last one,'}"
+    if not header.is_fragment:
+        return _packet(ends, hop_limit, header.protocol, payload, has_checksum)
+    offset = header.fragment_offset
+    fragment = f"fragment id={header.identification} bytes {offset}-{offset + len(payload) - 1}"
+    last = "" if header.more_fragments else ", the last one,"
+    return f"{_hosts(ends)} {hop_limit} {fragment}{last} of {_protocol(header.protocol)}"
 
 
 def _packet(ends: tuple[bytes, bytes], hop_limit: str, protocol: int, payload: memoryview, has_checksum: bool) -> str:

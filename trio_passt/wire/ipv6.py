@@ -21,7 +21,13 @@ FRAGMENT = 44
 AUTHENTICATION = 51
 NO_NEXT_HEADER = 59
 DESTINATION_OPTIONS = 60
+_LINK_LOCAL_PREFIX = 0xFE80 >> 6
 _WALKED_OVER = frozenset({HOP_BY_HOP, ROUTING, AUTHENTICATION, DESTINATION_OPTIONS})
+
+
+def is_link_local(address: bytes) -> bool:
+    """Whether a packed address is an IPv6 link-local one (fe80::/10, RFC 4291 section 2.5.6)."""
+    return len(address) == 16 and int.from_bytes(address[:2], "big") >> 6 == _LINK_LOCAL_PREFIX
 
 
 @frozen

@@ -306,7 +306,6 @@ def test_gateway_may_be_what_is_mapped_and_the_nameserver() -> None:
         addresses.netmask_bits,
         addresses.unicast_address,
         addresses.unicast_or_none,
-        addresses.source_address,
         addresses.mac_address,
         addresses.interface_name,
     ],

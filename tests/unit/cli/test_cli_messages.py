@@ -109,6 +109,13 @@ def test_what_to_boot_is_at_the_gateway_unless_it_is_said_where() -> None:
     assert told(network)[-1] == "Boot     http://192.0.2.1/boot.ipxe from 192.0.2.1"
 
 
+def test_what_to_boot_is_where_the_guest_reaches_this_host() -> None:
+    """`--map-host-loopback`: the gateway's address is the gateway's then; DHCP says the same (next-server)."""
+    mapped = HostAddress(IPv4Address("203.0.113.9"), IPv4Address("127.0.0.1"))
+    network = GuestNetwork(GUEST_4, boot=NetworkBoot("file"), host_addresses=(MAPPED_6, mapped))
+    assert told(network)[-1] == "Boot     file from 203.0.113.9"
+
+
 def test_without_ipv4_there_is_no_dhcp_to_tell_a_host_name_or_what_to_boot() -> None:
     network = GuestNetwork(ipv6=GUEST_6, hostname="guest", fqdn="guest.example.org", boot=NetworkBoot("file"))
     assert told(network)[-2:] == ["MTU      65520", "FQDN     guest.example.org"]

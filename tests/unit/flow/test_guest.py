@@ -7,7 +7,8 @@ from attrs import evolve
 from harness.stage import V4, V6, network
 
 from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork, HostAddress
-from trio_passt.flow.guest import Guest, is_link_local
+from trio_passt.flow.guest import Guest
+from trio_passt.wire.ipv6 import is_link_local
 
 MAC = bytes.fromhex("525400123456")
 

@@ -1,5 +1,6 @@
 """Ports that are forwarded at an interface, which goes and comes again under its name: it is another one then."""
 
+import errno
 import logging
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from harness.waiting import eventually
 
 from trio_passt.config import Binding, PortForward, Protocol
 from trio_passt.host.listeners import PortListeners, UdpPort
+from trio_passt.host.opener import Opener
+from trio_passt.host.spare_ports import SparePorts
 
 pytestmark = pytest.mark.usefixtures("namespace")
 
@@ -132,3 +135,20 @@ async def test_a_former_port_is_asked_nothing_any_more(family: Family) -> None:
         assert listeners.udp_port(8000, packed) in set(listeners._named) - {former}
         listeners.receiver = None  # the guest goes: what was lost is counted of ports that are there
         listeners.receiver = receiver
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_limit_is_met_while_it_goes_again(closed: bool) -> None:
+    """What would be given back may have been closed meanwhile, all of it."""
+    appears(1001)
+    wanted = PortForward(Protocol.TCP, 8000, 8003, 8000, None, "cable0", Binding.SPARE)
+    async with listening(wanted) as (listeners, _):
+        opened = listeners.descriptors
+        attempt = SparePorts(Opener.all_of(wanted, freebind=False), listeners)
+        attempt.opened, attempt.stopped_by = opened, errno.EMFILE
+        if closed:
+            listeners.close_all_at("cable0")
+        given_back = attempt.give_back(8003)
+        assert given_back == (0 if closed else opened // 4)
+        assert listeners.descriptors == (0 if closed else opened - given_back)
+        assert f"{opened - given_back} of {opened} sockets" in str(attempt.limit_reached())
