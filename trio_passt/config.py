@@ -311,6 +311,55 @@ class Attachment:
     listen_fd: int | None = None
 
 
+@frozen
+class Namespace:
+    """A network namespace that is the guest (`trio-pasta`), and what is to be done with it.
+
+    Which one: that of the process `pid`, or of the file `path` (one of the two at most), or else a new one in which
+    `command` runs (`()`: the user's shell).  `user_path` is the user namespace to join for that; `None`: the one that
+    owns the network namespace, or none at all if not `joins_user`.  Unless `quits`, the daemon stays when a namespace
+    of a `path` is gone from there.
+
+    The tap in there is called `interface` (`None`: as the host's interface that the guest's network is taken from) and
+    has the MAC address `mac` (`None`: the kernel's choice).  With `configures` it is set up and has what the guest gets
+    of the host, also its further addresses if `copies_addresses`, and its further routes if `copies_routes`.
+
+    With `splices`, connections between loopback here and loopback there bypass the tap.  Those to forwarded ports
+    arrive at the guest's own address, or with `loopback_to_loopback` at its loopback address.
+    """
+
+    command: tuple[str, ...] = ()
+    pid: int | None = None
+    path: Path | None = None
+    user_path: Path | None = None
+    joins_user: bool = True
+    quits: bool = True
+    interface: str | None = None
+    mac: bytes | None = None
+    configures: bool = False
+    copies_addresses: bool = True
+    copies_routes: bool = True
+    splices: bool = True
+    loopback_to_loopback: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is made for a command, and ends with it."""
+        return self.pid is None and self.path is None
+
+
+@frozen
+class AutomaticPorts:
+    """Transports whose ports are forwarded as long as something listens on the other side.
+
+    `to_guest` follows what listens in the guest's namespace (`-t auto`, `-u auto`), `to_host` what listens on the host
+    (`-T auto`, `-U auto`).
+    """
+
+    to_guest: frozenset[Protocol] = frozenset()
+    to_host: frozenset[Protocol] = frozenset()
+
+
 class LogLevel(Enum):
     """How much is logged: `--quiet` warnings and errors, default what an operator wants, `--debug` all, `--trace` each
     frame, too."""
@@ -340,7 +389,9 @@ class Config:
     `flow_limit` is how many TCP connections a guest may have; UDP and echo have lower limits of their own (`dispatch`).
     `freebind`: forwards may be bound to addresses that the host does not have (yet).  `log_file` has `log_size_bytes`
     at most.
-    `network` is what `wishes` come to with the host as it is at start.
+    `network` is what `wishes` come to with the host as it is at start.  With a `namespace` that is the guest, in place
+    of `attachment`: then there may be `forwards_to_host`, ports of the namespace's loopback that lead to the host's
+    (their `ports` are the namespace's, their `targets` the host's), and `automatic` ones.
     """
 
     network: GuestNetwork
@@ -358,6 +409,9 @@ class Config:
     log_file: Path | None = None
     log_size_bytes: int = LOG_SIZE_BYTES
     run_as: RunAs | None = None
+    namespace: Namespace | None = None
+    forwards_to_host: tuple[PortForward, ...] = ()
+    automatic: AutomaticPorts = AutomaticPorts()
 
     def __str__(self) -> str:
         """Each value that is set, on a line of its own: `network.ipv4.address = 192.0.2.2`."""
@@ -373,6 +427,8 @@ def _lines(name: str, value: object) -> Iterator[str]:
     elif isinstance(value, tuple):
         for number, item in enumerate(value):
             yield from _lines(f"{name}[{number}]", item)
+    elif isinstance(value, frozenset):
+        yield from _lines(name, tuple(sorted(value, key=str)))
     elif isinstance(value, Enum):
         yield f"{name} = {value.value}"
     elif isinstance(value, bytes):
