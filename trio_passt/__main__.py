@@ -1,4 +1,4 @@
-"""The command `trio-passt`, and `python -m trio_passt`."""
+"""The commands `trio-passt`, `trio-pasta` and `trio-slirp4netns`, and `python -m trio_passt`."""
 
 import signal
 import sys
@@ -12,7 +12,12 @@ def run() -> int:
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from trio_passt.cli.main import main
+    from trio_passt.cli.mode import MODE, Mode
+
+    if MODE is Mode.SLIRP4NETNS:
+        from trio_passt.slirp4netns.main import main
+    else:
+        from trio_passt.cli.main import main
 
     signal.signal(signal.SIGINT, interrupt)
     return main()

@@ -317,8 +317,8 @@ class Namespace:
 
     Which one: that of the process `pid`, or of the file `path` (one of the two at most), or else a new one in which
     `command` runs (`()`: the user's shell).  `user_path` is the user namespace to join for that; `None`: the one that
-    owns the network namespace, or none at all if not `joins_user`.  Unless `quits`, the daemon stays when a namespace
-    of a `path` is gone from there.
+    owns the network namespace, or none at all if not `joins_user`.  Unless `quits`, the daemon stays when the process
+    is gone, or the namespace from its path.
 
     The tap in there is called `interface` (`None`: as the host's interface that the guest's network is taken from) and
     has the MAC address `mac` (`None`: the kernel's choice).  With `configures` it is set up and has what the guest gets
@@ -350,14 +350,14 @@ class Namespace:
 
 @frozen
 class AutomaticPorts:
-    """Transports whose ports are forwarded as long as something listens on the other side.
+    """Candidates: each of their ports is forwarded as long as something listens at its target on the other side.
 
     `to_guest` follows what listens in the guest's namespace (`-t auto`, `-u auto`), `to_host` what listens on the host
-    (`-T auto`, `-U auto`).
+    (`-T auto`, `-U auto`).  No port is a candidate twice at one place, or one that is forwarded anyway.
     """
 
-    to_guest: frozenset[Protocol] = frozenset()
-    to_host: frozenset[Protocol] = frozenset()
+    to_guest: tuple[PortForward, ...] = ()
+    to_host: tuple[PortForward, ...] = ()
 
 
 class LogLevel(Enum):
@@ -391,7 +391,8 @@ class Config:
     at most.
     `network` is what `wishes` come to with the host as it is at start.  With a `namespace` that is the guest, in place
     of `attachment`: then there may be `forwards_to_host`, ports of the namespace's loopback that lead to the host's
-    (their `ports` are the namespace's, their `targets` the host's), and `automatic` ones.
+    (their `ports` are the namespace's, their `targets` the host's), and `automatic` ones.  `binds_later`: ports of the
+    host are bound at any time, not only at start.
     """
 
     network: GuestNetwork
@@ -412,6 +413,7 @@ class Config:
     namespace: Namespace | None = None
     forwards_to_host: tuple[PortForward, ...] = ()
     automatic: AutomaticPorts = AutomaticPorts()
+    binds_later: bool = False
 
     def __str__(self) -> str:
         """Each value that is set, on a line of its own: `network.ipv4.address = 192.0.2.2`."""

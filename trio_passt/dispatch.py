@@ -19,7 +19,7 @@ from trio_passt.flow import packets
 from trio_passt.flow.fragments import Fragments
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
-from trio_passt.flow.table import FlowLimit, FlowTable, SilentTable
+from trio_passt.flow.table import BriefTable, FlowLimit, SilentTable
 from trio_passt.flow.translate import is_unicast
 from trio_passt.host import sockets
 from trio_passt.host.endpoint import Endpoint
@@ -86,7 +86,7 @@ class Dispatcher:
             min(flow_limit, UDP_FLOWS, descriptors // 2),
             min(flow_limit, ECHO_FLOWS, descriptors // 8),
         )
-        self.tcp: FlowTable[TcpFlow] = FlowTable(nursery, FlowLimit(flow_limit, "TCP"), later)
+        self.tcp: BriefTable[TcpFlow] = BriefTable(nursery, FlowLimit(flow_limit, "TCP"), later)
         self.udp: SilentTable[UdpFlow] = SilentTable(nursery, most_udp, "UDP", later)
         self.echo: SilentTable[EchoFlow] = SilentTable(nursery, most_echo, "echo", later)
         self.fragments = Fragments(session)
@@ -111,6 +111,8 @@ class Dispatcher:
                     self._take_joined(item)
                 elif isinstance(item, JoinedDatagrams):
                     self._take_datagrams(item)
+                elif isinstance(item, MalformedPacket):
+                    raise item
                 else:
                     self._take_frame(item)
             except FragmentProblem as problem:

@@ -1,8 +1,8 @@
 """`python -m tests.bench`, as root: measures trio-passt beside passt, slirp4netns and nothing at all.
 
-Without options it measures everything, for about twenty minutes, and writes docs/benchmark.{json,md,svg}. A run
-of which something was left out only prints its table, unless there is an --output. `--short` is a smoke test: it fails
-if trio-passt fails anywhere, and judges no speed.
+And trio-pasta beside pasta, in the same way. Without options it measures everything, for half an hour, and writes
+docs/benchmark.{json,md,svg}. A run of which something was left out only prints its table, unless there is an --output.
+`--short` is a smoke test: it fails if ours fails anywhere, and judges no speed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> int:
     install_missing(plan.programs)
     results = Results(plan.programs, cells.rows(plan.cells))
     facts = about(plan.programs, plan.rounds, plan.seconds)
-    progress = Progress(plan.measurement_count() + len(scale_cells) * len(plan.programs))
+    progress = Progress(plan.measurement_count() + len(scale_cells) * len(cells.Attachment.MACHINE.programs))
     with _directory() as directory, Topology() as topology:
         schedule.execute(plan, results, topology, directory, progress)
         _measure_scale(plan, scale_cells, results, topology, directory, progress)
@@ -113,7 +113,8 @@ def _measure_scale(
     """Each with a fresh process. The others share connections once, to compare; nobody's memory is compared."""
     for name in wanted:
         progress.begin(name)
-        for program in (cells.OURS,) if name == "scale-idle" else plan.programs:
+        others = [each for each in cells.Attachment.MACHINE.programs if each in plan.programs]
+        for program in (cells.OURS,) if name == "scale-idle" else others:
             try:
                 with scale.guest(topology, directory / f"{name}-{program}", IDLE_CONNECTIONS, program) as guest:
                     if name == "scale-idle":
@@ -136,12 +137,12 @@ def _is_positive(results: Results) -> bool:
     """Whether there is a number of ours in every cell. A loss may be none."""
 
     def is_good(cell: cells.Cell) -> bool:
-        median = results.of(cell, cells.OURS).median
+        median = results.of(cell, cell.attachment.ours).median
         return median is not None and (median > 0 or cell.unit in cells.LOSSES)
 
     bad = [cell.name for cell in results.cells if not is_good(cell)]
     if bad:
-        print(f"bench: {cells.OURS} has no result in {', '.join(bad)}", file=sys.stderr)
+        print(f"bench: our program has no result in {', '.join(bad)}", file=sys.stderr)
     return not bad
 
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from tests.bench.cells import FLOOR, OURS
+from tests.bench.cells import FLOOR, OURS, OURS_PASTA, PASST, PASTA
+
+PACKAGES = {OURS_PASTA: OURS, PASTA: PASST}
+"""Where they are in another of that name."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class About:
 
 def about(programs: tuple[str, ...], rounds: int, seconds: float) -> About:
     """This machine, now."""
-    versions = {name: _version(name) for name in programs if name != FLOOR}
+    packages = dict.fromkeys(PACKAGES.get(name, name) for name in programs if name != FLOOR)
+    versions = {package: _version(package) for package in packages}
     versions |= {"Python": platform.python_version(), "iperf3": _version("iperf3")}
     return About(
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

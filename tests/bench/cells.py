@@ -9,7 +9,9 @@ OURS = "trio-passt"
 PASST = "passt"
 SLIRP = "slirp4netns"
 FLOOR = "floor"
-PROGRAMS = (OURS, PASST, SLIRP, FLOOR)
+OURS_PASTA = "trio-pasta"
+PASTA = "pasta"
+PROGRAMS = (OURS, PASST, SLIRP, FLOOR, OURS_PASTA, PASTA)
 """The floor is a namespace that speaks to the remote one over the veth, with nothing between."""
 
 MTUS = (65520, 9000, 1500)
@@ -23,6 +25,33 @@ WHOLE = ("1/s", "lost")
 
 LOSSES = ("% lost", "lost")
 """Units of what should be nothing: no program's is a multiple of another's."""
+
+
+class Attachment(StrEnum):
+    """How the guest is attached: a machine by QEMU's socket, a namespace by a tap that the program makes itself."""
+
+    MACHINE = "machine"
+    NAMESPACE = "namespace"
+
+    @property
+    def prefix(self) -> str:
+        """Of its cells' names."""
+        return "" if self is Attachment.MACHINE else "ns-"
+
+    @property
+    def ours(self) -> str:
+        """Our program for it."""
+        return OURS if self is Attachment.MACHINE else OURS_PASTA
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The programs that ours is compared with."""
+        return (PASST, SLIRP) if self is Attachment.MACHINE else (PASTA, SLIRP, FLOOR)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Those that are measured with it."""
+        return (OURS, PASST, SLIRP, FLOOR) if self is Attachment.MACHINE else (OURS_PASTA, PASTA, SLIRP, FLOOR)
 
 
 class Direction(StrEnum):
@@ -44,12 +73,13 @@ class Bulk:
     direction: Direction
     mtu_bytes: int
     flow_count: int
+    attachment: Attachment = Attachment.MACHINE
     unit: str = "Gbit/s"
 
     @property
     def name(self) -> str:
         """Short, for `--only` and JSON."""
-        return f"{self.direction}-{self.mtu_bytes}-{self.flow_count}"
+        return f"{self.attachment.prefix}{self.direction}-{self.mtu_bytes}-{self.flow_count}"
 
     @property
     def title(self) -> str:
@@ -69,6 +99,7 @@ class Flood:
 
     direction: Direction
     payload_bytes: int
+    attachment: Attachment = Attachment.MACHINE
     mtu_bytes: int = MTUS[0]
     unit: str = "Gbit/s"
     has_floor: bool = True
@@ -76,7 +107,7 @@ class Flood:
     @property
     def name(self) -> str:
         """Short, for `--only` and JSON."""
-        return f"udp-{self.direction}-{self.payload_bytes}"
+        return f"{self.attachment.prefix}udp-{self.direction}-{self.payload_bytes}"
 
     @property
     def title(self) -> str:
@@ -86,7 +117,7 @@ class Flood:
     @property
     def lost(self) -> Beside:
         """The share that does not arrive."""
-        return Beside(f"lost-{self.name}", f"{self.title}, a flood, %", "% lost")
+        return Beside(f"lost-{self.name}", f"{self.title}, a flood, %", "% lost", self.attachment)
 
 
 @dataclass(frozen=True)
@@ -96,6 +127,7 @@ class Paced:
     direction: Direction
     payload_bytes: int
     megabits_per_s: int
+    attachment: Attachment = Attachment.MACHINE
     mtu_bytes: int = MTUS[0]
     unit: str = "% lost"
     has_floor: bool = True
@@ -118,6 +150,7 @@ class Lookups:
     name: str
     queries_per_s: int
     query_count: int
+    attachment: Attachment = Attachment.MACHINE
     mtu_bytes: int = MTUS[0]
     unit: str = "lost"
     has_floor: bool = True
@@ -135,14 +168,20 @@ class Beside:
     name: str
     title: str
     unit: str
+    attachment: Attachment = Attachment.MACHINE
 
 
 @dataclass(frozen=True)
 class Cpu:
     """What a bulk cell, or a flood, has measured beside the throughput."""
 
-    bulk: Bulk | Flood
+    bulk: Bulk | Flood | Local
     unit: str = "CPU s/GB"
+
+    @property
+    def attachment(self) -> Attachment:
+        """That of the cell."""
+        return self.bulk.attachment
 
     @property
     def name(self) -> str:
@@ -157,26 +196,73 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Rate:
-    """Exchanges of a byte, one after the other: in one connection (`rr`, `udp-rr`), or each in its own (`crr`)."""
+    """Exchanges of a byte, one after the other: in one connection (`rr`, `udp-rr`), or each in its own (`crr`).
 
-    name: str
+    `kind` is one of these words.
+    """
+
+    kind: str
     title: str
+    attachment: Attachment = Attachment.MACHINE
     mtu_bytes: int = MTUS[0]
     unit: str = "1/s"
     has_floor: bool = True
 
+    @property
+    def name(self) -> str:
+        """Short, for `--only` and JSON."""
+        return f"{self.attachment.prefix}{self.kind}"
 
-RR = Rate("rr", "request/response")
-CRR = Rate("crr", "connect-request-response")
-UDP_RR = Rate("udp-rr", "request/response, UDP")
-UDP_RR_LOST = Beside("lost-udp-rr", "request/response, exchanges", "lost")
+    @property
+    def is_udp(self) -> bool:
+        """Else TCP."""
+        return self.kind.startswith("udp")
+
+    @property
+    def lost(self) -> Beside:
+        """Of UDP: exchanges without an answer."""
+        return Beside(f"lost-{self.name}", "request/response, exchanges", "lost", self.attachment)
+
+
+@dataclass(frozen=True)
+class Local:
+    """From loopback to loopback, past the tap: throughput ("bulk": whoever connects sends), or exchanges as of `Rate`.
+
+    Nothing stands in for these: slirp4netns has no such way, and a veth has none, either.
+    """
+
+    kind: str
+    is_inward: bool
+    attachment: Attachment = Attachment.NAMESPACE
+    mtu_bytes: int = MTUS[0]
+    has_floor: bool = False
+
+    @property
+    def unit(self) -> str:
+        """Of the number."""
+        return "Gbit/s" if self.kind == "bulk" else "1/s"
+
+    @property
+    def name(self) -> str:
+        """Short, for `--only` and JSON."""
+        return f"{self.attachment.prefix}local-{'in' if self.is_inward else 'out'}-{self.kind}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        way = "host loopback → namespace" if self.is_inward else "namespace loopback → host"
+        return way if self.kind == "bulk" else f"{way}, {RATES[self.kind]}"
+
+
+RATES = {"rr": "request/response", "crr": "connect-request-response", "udp-rr": "request/response, UDP"}
+RR, CRR, UDP_RR = (Rate(kind, title) for kind, title in RATES.items())
 
 DNS = Lookups("dns", queries_per_s=2000, query_count=3000)
 DNS_MEDIAN = Beside("dns-median", "latency, ms, median", "ms")
 DNS_P99 = Beside("dns-p99", "latency, ms, 99th percentile", "ms")
 DNS_CPU = Beside("dns-cpu", "CPU time of the program, % of a CPU", "% of a CPU")
 
-Measured = Bulk | Rate | Flood | Paced | Lookups
+Measured = Bulk | Rate | Flood | Paced | Lookups | Local
 Cell = Measured | Cpu | Beside
 
 UDP: tuple[Measured, ...] = (
@@ -185,11 +271,18 @@ UDP: tuple[Measured, ...] = (
     UDP_RR,
     DNS,
 )
+NAMESPACE: tuple[Measured, ...] = (
+    *(Bulk(direction, mtu, 1, Attachment.NAMESPACE) for mtu in (MTUS[0], MTUS[-1]) for direction in Direction),
+    *(Rate(kind, title, Attachment.NAMESPACE) for kind, title in RATES.items()),
+    *(Local(kind, is_inward) for kind in ("bulk", "rr", "crr") for is_inward in (True, False)),
+    *(Flood(direction, PAYLOADS[0], Attachment.NAMESPACE) for direction in Direction),
+)
 ALL: tuple[Measured, ...] = (
     *(Bulk(direction, mtu, flows) for mtu in MTUS for direction in Direction for flows in FLOWS),
     RR,
     CRR,
     *UDP,
+    *NAMESPACE,
 )
 SHORT: tuple[Measured, ...] = (
     Bulk(Direction.UP, 65520, 1),
@@ -198,7 +291,19 @@ SHORT: tuple[Measured, ...] = (
     CRR,
     Flood(Direction.UP, 9000),
     UDP_RR,
+    Bulk(Direction.UP, 65520, 1, Attachment.NAMESPACE),
+    Rate("crr", RATES["crr"], Attachment.NAMESPACE),
+    Local("rr", is_inward=True),
+    Local("bulk", is_inward=False),
+    Flood(Direction.DOWN, 1400, Attachment.NAMESPACE),
 )
+
+
+def has(cell: Measured, program: str) -> bool:
+    """Whether a cell is measured with a program."""
+    if isinstance(cell, Local):
+        return program in (OURS_PASTA, PASTA)
+    return program in cell.attachment.programs and (program != FLOOR or cell.has_floor)
 
 
 def beside(cell: Measured) -> list[Cell]:
@@ -208,9 +313,13 @@ def beside(cell: Measured) -> list[Cell]:
             return [Cpu(cell)] if cell.flow_count == 1 else []
         case Flood():
             return [cell.lost, Cpu(cell)]
+        case Local(kind="bulk"):
+            return [Cpu(cell)]
         case Lookups():
             return [DNS_MEDIAN, DNS_P99, DNS_CPU]
-    return [UDP_RR_LOST] if cell == UDP_RR else []
+        case Rate(is_udp=True):
+            return [cell.lost]
+    return []
 
 
 def rows(measured: tuple[Measured, ...]) -> list[Cell]:

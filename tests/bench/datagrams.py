@@ -18,7 +18,6 @@ from tests.bench.cells import (
     DNS_CPU,
     DNS_MEDIAN,
     DNS_P99,
-    UDP_RR_LOST,
     Cell,
     Cpu,
     Direction,
@@ -101,7 +100,7 @@ def exchanges(running: Running, remote: Namespace, cell: Rate, seconds: float) -
         report = client(running, [*ends(), "rr", REMOTE4, PORT, str(seconds)], seconds + GRACE_S)
     if not report["count"]:
         raise MeasurementError("no answer")
-    return {cell: report["count"] / report["seconds"], UDP_RR_LOST: report["lost"]}
+    return {cell: report["count"] / report["seconds"], cell.lost: report["lost"]}
 
 
 def lookups(running: Running, remote: Namespace, cell: Lookups) -> dict[Cell, float]:

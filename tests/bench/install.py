@@ -25,7 +25,8 @@ class InstallError(Exception):
 
 def install_missing(programs: tuple[str, ...]) -> None:
     """Install what is missing; of the programs that are compared, only those named."""
-    compared = {"passt", "slirp4netns"} - set(programs)
+    wanted = {"passt" if name == "pasta" else name for name in programs}
+    compared = {"passt", "slirp4netns"} - wanted
     missing = [
         package for command, package in PACKAGES.items() if command not in compared and not shutil.which(command)
     ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench.cells import Bulk, Cell, Cpu, Direction, Rate
+from tests.bench.cells import Bulk, Cell, Cpu, Direction, Local, Rate
 from tests.bench.programs import Running
 from tests.guest.machine import DIE_WITH_PARENT
 from tests.guest.native import compiled
@@ -28,18 +28,20 @@ class MeasurementError(Exception):
 
 def bulk(running: Running, remote: Namespace, cell: Bulk, seconds: int, warm_up_s: int) -> dict[Cell, float]:
     """What arrives, without the warm-up: iperf3's word for it. And what CPU time it takes, of all bytes."""
-    with _iperf_server(remote):
-        before = running.cpu_seconds()
-        report = client(
-            running,
-            [
-                *("iperf3", "--json", "--client", REMOTE4, "--port", IPERF_PORT, "--parallel", str(cell.flow_count)),
-                *("--time", str(seconds), "--omit", str(warm_up_s)),
-                *(["--reverse"] if cell.direction is Direction.DOWN else []),
-            ],
-            seconds + warm_up_s + GRACE_S,
-        )
-        used_s = running.cpu_seconds() - before
+    with iperf_server(remote.enter(), REMOTE4, IPERF_PORT):
+        command = [
+            *(*running.enter, "iperf3", "--json", "--client", REMOTE4, "--port", IPERF_PORT),
+            *("--parallel", str(cell.flow_count), "--time", str(seconds), "--omit", str(warm_up_s)),
+            *(["--reverse"] if cell.direction is Direction.DOWN else []),
+        ]
+        return iperf(running, command, cell, seconds + warm_up_s + GRACE_S)
+
+
+def iperf(running: Running, command: list[str], cell: Bulk | Local, timeout_s: float) -> dict[Cell, float]:
+    """By a client, the rate that it tells, and the program's CPU time for a gigabyte."""
+    before = running.cpu_seconds()
+    report = reported(command, timeout_s)
+    used_s = running.cpu_seconds() - before
     try:
         gigabits = report["end"]["sum_received"]["bits_per_second"] / 1e9
         gigabytes = sum(interval["sum"]["bytes"] for interval in report["intervals"]) / 1e9
@@ -55,7 +57,7 @@ def bulk(running: Running, remote: Namespace, cell: Bulk, seconds: int, warm_up_
 
 def rate(running: Running, cell: Rate, seconds: float) -> dict[Cell, float]:
     """Exchanges a second. Needs a `load_server`."""
-    report = client(running, [*load(), cell.name, REMOTE4, LOAD_PORT, str(seconds)], seconds + GRACE_S)
+    report = client(running, [*load(), cell.kind, REMOTE4, LOAD_PORT, str(seconds)], seconds + GRACE_S)
     return {cell: report["count"] / report["seconds"]}
 
 
@@ -65,17 +67,22 @@ def load() -> list[str]:
 
 
 @contextlib.contextmanager
-def load_server(remote: Namespace) -> Iterator[None]:
-    """The other end of what `load` measures."""
-    with servers.process([*remote.enter(), *load(), "serve", REMOTE4, LOAD_PORT], b"ready"):
+def load_server(enter: list[str], address: str = REMOTE4, port: str = LOAD_PORT) -> Iterator[None]:
+    """The other end of what `load` measures; `enter` is a prefix for where it is."""
+    with servers.process([*enter, *load(), "serve", address, port], b"ready"):
         yield
 
 
 def client(running: Running, command: list[str], timeout_s: float) -> dict[str, Any]:
     """The JSON that a command prints where the guest is. Raises `MeasurementError`."""
+    return reported([*running.enter, *command], timeout_s)
+
+
+def reported(command: list[str], timeout_s: float) -> dict[str, Any]:
+    """The JSON that a command prints. Raises `MeasurementError`."""
     try:
         result = subprocess.run(
-            [*DIE_WITH_PARENT, *running.enter, *command],
+            [*DIE_WITH_PARENT, *command],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -97,8 +104,8 @@ def client(running: Running, command: list[str], timeout_s: float) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _iperf_server(remote: Namespace) -> Iterator[None]:
-    """For one client: what a failed one leaves behind does not meet the next."""
-    command = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", REMOTE4, "--port", IPERF_PORT]
-    with servers.process([*remote.enter(), *command], b"listening"):
+def iperf_server(enter: list[str], address: str, port: str) -> Iterator[None]:
+    """For one client: what a failed one leaves behind does not meet the next. `enter` is a prefix for where it is."""
+    command = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", address, "--port", port]
+    with servers.process([*enter, *command], b"listening"):
         yield

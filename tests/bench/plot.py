@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,26 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from tests.bench.cells import FLOOR, OURS, PASST, SLIRP, Bulk, Cell, Cpu, Direction, Flood, Rate
+from tests.bench.cells import (
+    FLOOR,
+    OURS,
+    OURS_PASTA,
+    PASST,
+    PASTA,
+    SLIRP,
+    Attachment,
+    Bulk,
+    Cell,
+    Cpu,
+    Direction,
+    Flood,
+    Local,
+    Rate,
+)
 from tests.bench.results import Results
 
 COLOURS = {OURS: "#1f6f8b", PASST: "#e0a030", SLIRP: "#a0a0a0", FLOOR: "#d8d8d8"}
+COLOURS |= {OURS_PASTA: COLOURS[OURS], PASTA: COLOURS[PASST]}
 BAR_WIDTH = 0.8
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text as text: small, and it can be searched
@@ -30,26 +46,39 @@ SETTINGS: dict[Any, Any] = {
 
 def draw(results: Results, file: Path) -> None:
     """Write an SVG. Of UDP it has throughput and exchanges: losses are numbers to read."""
-    panels: list[tuple[str, list[Cell]]] = []
-    for direction in Direction:
-        bulk = [cell for cell in results.cells if isinstance(cell, Bulk) and cell.direction is direction]
-        panels.append((f"{direction.described}, Gbit/s", [*bulk]))
-    panels.append(("UDP, Gbit/s", [cell for cell in results.cells if isinstance(cell, Flood)]))
-    panels.append(("exchanges a second", [cell for cell in results.cells if isinstance(cell, Rate)]))
-    cpu = [cell for cell in results.cells if isinstance(cell, Cpu) and isinstance(cell.bulk, Bulk)]
-    panels.append(("CPU seconds for a gigabyte", [*cpu]))
-    drawn = [(title, cells) for title, cells in panels if cells]
+    drawn = [panel for attachment in Attachment for panel in _panels(results, attachment) if panel[1]]
     with matplotlib.rc_context(SETTINGS):
         figure, axes = pyplot.subplots(len(drawn), 1, figsize=(9, 2.6 * len(drawn)), squeeze=False)
+        explained: set[Attachment] = set()
         for panel, (title, cells) in zip(axes[:, 0], drawn, strict=True):
             are_rates = isinstance(cells[0], Rate)  # the floor's are so high that the others would not be seen
-            programs = [name for name in results.programs if not (are_rates and name == FLOOR)]
+            of_it = [name for name in cells[0].attachment.programs if name in results.programs]
+            programs = [name for name in of_it if not (are_rates and name == FLOOR)]
             _bars(panel, results, programs, cells)
             panel.set_title(title, loc="left")
-        axes[0, 0].legend(ncols=len(results.programs), frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
+            if cells[0].attachment not in explained:
+                explained.add(cells[0].attachment)
+                panel.legend(ncols=len(of_it), frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
         figure.tight_layout()
         figure.savefig(file, metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
+
+
+def _panels(results: Results, attachment: Attachment) -> Iterator[tuple[str, list[Cell]]]:
+    """Title and cells of each."""
+    cells = [cell for cell in results.cells if cell.attachment is attachment]
+    kind = "" if attachment is Attachment.MACHINE else "namespace: "
+    for direction in Direction:
+        bulk = [cell for cell in cells if isinstance(cell, Bulk) and cell.direction is direction]
+        yield f"{kind}{direction.described}, Gbit/s", [*bulk]
+    local = [cell for cell in cells if isinstance(cell, Local) and cell.kind == "bulk"]
+    yield f"{kind}from loopback to loopback, Gbit/s", [*local]
+    yield f"{kind}UDP, Gbit/s", [cell for cell in cells if isinstance(cell, Flood)]
+    yield f"{kind}exchanges a second", [cell for cell in cells if isinstance(cell, Rate)]
+    local = [cell for cell in cells if isinstance(cell, Local) and cell.kind != "bulk"]
+    yield f"{kind}from loopback to loopback, exchanges a second", [*local]
+    cpu = [cell for cell in cells if isinstance(cell, Cpu) and isinstance(cell.bulk, Bulk)]
+    yield f"{kind}CPU seconds for a gigabyte", [*cpu]
 
 
 def _bars(panel: Axes, results: Results, programs: Sequence[str], cells: Sequence[Cell]) -> None:
@@ -82,4 +111,7 @@ def _label(cell: Cell) -> str:
         return f"{cell.direction.described}\n{cell.payload_bytes} bytes"
     if isinstance(cell, Cpu) and isinstance(cell.bulk, Bulk):
         return f"{cell.bulk.direction.described}\nMTU {cell.bulk.mtu_bytes}"
+    if isinstance(cell, Local):
+        way = "into the namespace" if cell.is_inward else "out of it"
+        return way if cell.kind == "bulk" else f"{cell.kind}\n{way}"
     return cell.title

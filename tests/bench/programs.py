@@ -22,19 +22,32 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Running:
-    """A guest that is online by a program, and the program's process. The floor has none."""
+    """A guest that is online by a program, and the program's process. The floor has none.
+
+    `local_port` is the host's port that leads to a namespace's (`namespaces.INWARD_PORT`), past the tap.
+    """
 
     name: str
     enter: list[str]
     process_id: int | None
+    local_port: int = 0
 
     def cpu_seconds(self) -> float:
-        """CPU time that the process has used, in user and in kernel mode."""
-        return cpu_seconds(self.process_id) if self.process_id is not None else 0.0
+        """CPU time that the process has used, in user and in kernel mode, with the processes that it has started."""
+        return sum(map(cpu_seconds, family(self.process_id))) if self.process_id is not None else 0.0
 
     def has_ended(self) -> bool:
         """Whether the process is no more, or a zombie."""
         return self.process_id is not None and _stat(self.process_id)[0] in ("", "Z")
+
+
+def family(process_id: int) -> list[int]:
+    """A process, its children (of its main thread, that is), theirs, and so on."""
+    try:
+        children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        children = []
+    return [process_id, *(each for child in children for each in family(int(child)))]
 
 
 def cpu_seconds(process_id: int) -> float:

@@ -104,7 +104,7 @@ class Results:
     def of(self, cell: Cell, program: str) -> Samples:
         """Samples; none if it was not measured. The floor of a cell is that of the same cell at the first MTU."""
         if program == FLOOR and isinstance(cell, Bulk) and not cell.has_floor:
-            cell = Bulk(cell.direction, MTUS[0], cell.flow_count)
+            cell = dataclasses.replace(cell, mtu_bytes=MTUS[0])
         return self._samples.get((cell.name, program), Samples())
 
     def ratio(self, cell: Cell, program: str, other: str) -> float | None:

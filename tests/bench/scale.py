@@ -32,7 +32,7 @@ SHARE_TIMEOUT_S = 90.0
 def guest(topology: Topology, directory: Path, connection_count: int, program: str = OURS) -> Iterator[Running]:
     """A program with a guest, and a server for so many connections."""
     _allow_descriptors(connection_count + 1000)
-    with measure.load_server(topology.remote), running(program, topology, directory, MTU_BYTES) as started:
+    with measure.load_server(topology.remote.enter()), running(program, topology, directory, MTU_BYTES) as started:
         yield started
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tests.bench import datagrams, measure
-from tests.bench.cells import FLOOR, UDP_RR, WHOLE, Bulk, Cell, Lookups, Measured, Rate, beside
-from tests.bench.programs import Running, running
+from tests.bench import datagrams, local, measure, namespaces, programs
+from tests.bench.cells import FLOOR, WHOLE, Attachment, Bulk, Cell, Local, Lookups, Measured, Rate, beside, has
+from tests.bench.programs import Running
 from tests.bench.progress import Progress
 from tests.bench.results import Results
 from tests.integration.topology import Topology
@@ -34,53 +34,65 @@ class Plan:
     seconds: float
     warm_up_s: int = 1
 
-    def turns(self) -> Iterator[tuple[int, int, list[tuple[Measured, list[str]]]]]:
-        """Round, MTU, and the cells that are measured with it, each with the programs in the order of this round."""
+    def turns(self) -> Iterator[Turn]:
+        """Everything that is measured, in order."""
         for round_number in range(self.rounds):
-            for mtu in sorted({cell.mtu_bytes for cell in self.cells}, reverse=True):
-                cells = [cell for cell in self.cells if cell.mtu_bytes == mtu]
-                yield (
-                    round_number,
-                    mtu,
-                    [
-                        (cell, [name for name in rotated(self.programs, round_number + index) if has(cell, name)])
-                        for index, cell in enumerate(cells)
-                    ],
-                )
+            for attachment in Attachment:
+                of_it = [cell for cell in self.cells if cell.attachment is attachment]
+                for mtu in sorted({cell.mtu_bytes for cell in of_it}, reverse=True):
+                    cells = [cell for cell in of_it if cell.mtu_bytes == mtu]
+                    yield Turn(
+                        round_number,
+                        attachment,
+                        mtu,
+                        [
+                            (cell, rotated([name for name in self.programs if has(cell, name)], round_number + index))
+                            for index, cell in enumerate(cells)
+                        ],
+                    )
 
     def measurement_count(self) -> int:
         """How many there will be, for the progress that is shown."""
-        return sum(len(programs) for _, _, cells in self.turns() for _, programs in cells)
+        return sum(len(programs) for turn in self.turns() for _, programs in turn.cells)
 
 
-def has(cell: Measured, program: str) -> bool:
-    """Whether a cell is measured with a program."""
-    return program != FLOOR or cell.has_floor
+@dataclass(frozen=True)
+class Turn:
+    """Cells with guests of one attachment and MTU, each with its programs in the order of this round."""
+
+    round_number: int
+    attachment: Attachment
+    mtu_bytes: int
+    cells: list[tuple[Measured, list[str]]]
+
+    def uses(self, program: str) -> bool:
+        """Whether it is measured in any of them."""
+        return any(program in names for _, names in self.cells)
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
     """Another one first."""
-    start = by % len(items)
+    start = by % max(1, len(items))
     return [*items[start:], *items[:start]]
 
 
 def execute(plan: Plan, results: Results, topology: Topology, directory: Path, progress: Progress) -> None:
     """Measure. What fails becomes a failure in the results."""
-    with measure.load_server(topology.remote):
-        for round_number, mtu_bytes, cells in plan.turns():
+    with measure.load_server(topology.remote.enter()):
+        for turn in plan.turns():
             with contextlib.ExitStack() as stack:
-                programs = {
-                    name: stack.enter_context(_Program(name, topology, directory, mtu_bytes))
+                started = {
+                    name: stack.enter_context(_Program(name, topology, directory, turn))
                     for name in plan.programs
-                    if any(name in names for _, names in cells)
+                    if turn.uses(name)
                 }
-                for cell, names in cells:
-                    progress.begin(f"round {round_number + 1}/{plan.rounds}  {cell.name}")
+                for cell, names in turn.cells:
+                    progress.begin(f"round {turn.round_number + 1}/{plan.rounds}  {cell.name}")
                     for name in names:
                         if isinstance(cell, Lookups):  # passt needs the ports whose numbers the guest chooses
-                            for other in programs.values():
+                            for other in started.values():
                                 other.stop()
-                        progress.add(name, _measure(plan, programs[name], cell, topology, results))
+                        progress.add(name, _measure(plan, started[name], cell, topology, results))
                     progress.end()
 
 
@@ -107,7 +119,9 @@ def _numbers(plan: Plan, guest: Running, cell: Measured, topology: Topology) -> 
         case Bulk():
             seconds = max(1, round(plan.seconds))  # iperf3 counts whole ones
             return measure.bulk(guest, topology.remote, cell, seconds, plan.warm_up_s)
-        case Rate() if cell != UDP_RR:
+        case Local():
+            return local.numbers(guest, topology.host, cell, plan.seconds, plan.warm_up_s)
+        case Rate() if not cell.is_udp:
             return measure.rate(guest, cell, plan.seconds)
     with datagrams.wide_uplink(topology):
         match cell:
@@ -121,9 +135,9 @@ def _numbers(plan: Plan, guest: Running, cell: Measured, topology: Topology) -> 
 class _Program:
     """A program that runs from when it is needed, and is started again after a failure."""
 
-    def __init__(self, name: str, topology: Topology, directory: Path, mtu_bytes: int) -> None:
+    def __init__(self, name: str, topology: Topology, directory: Path, turn: Turn) -> None:
         self.name = name
-        self._topology, self._directory, self._mtu_bytes = topology, directory, mtu_bytes
+        self._topology, self._directory, self._turn = topology, directory, turn
         self._stack = contextlib.ExitStack()
         self._running: Running | None = None
 
@@ -131,7 +145,9 @@ class _Program:
         """Start it, if it does not run."""
         if self._running is None:
             directory = self._directory / f"{self.name}-{time.monotonic_ns()}"
-            started = running(self.name, self._topology, directory, self._mtu_bytes)
+            is_namespaces = self._turn.attachment is Attachment.NAMESPACE and self.name != FLOOR
+            running = namespaces.running if is_namespaces else programs.running
+            started = running(self.name, self._topology, directory, self._turn.mtu_bytes)
             self._running = self._stack.enter_context(started)
         return self._running
 

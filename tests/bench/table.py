@@ -11,26 +11,23 @@ from tests.bench.cells import (
     FLOOR,
     LOSSES,
     OURS,
-    PASST,
-    SLIRP,
-    UDP_RR,
-    UDP_RR_LOST,
     WHOLE,
+    Attachment,
     Bulk,
     Cell,
     Cpu,
     Flood,
+    Local,
     Paced,
     Rate,
     beside,
 )
 from tests.bench.datagrams import UDP_SHARE, UPLINK_MTU_BYTES, USUAL_UPLINK_MTU_BYTES, WARM_UP_S
 from tests.bench.results import Results, Samples
-from tests.bench.targets import Target
+from tests.bench.targets import Target, wanted
 
 FAILED = "failed"
 NOT_MEASURED = "–"
-COMPARED = (PASST, SLIRP)
 
 
 EXPLANATION = """\
@@ -62,6 +59,11 @@ another machine shows.
   started afresh and runs alone: passt needs, on the host, the ports whose numbers the guest chooses.
 - While UDP is measured, the MTU of the veth is {uplink_mtu_bytes}, not {usual_uplink_mtu_bytes}: else the host's kernel
   would fragment datagrams of 9000 bytes, and that would be measured. The MTU of the guest's link is 65520.
+- *Namespace*: the guest is a network namespace to which the program gives a tap of its own, without a relay. The
+  programs are an ordinary user's there, and so is each namespace; they join it by the ID of a process in it. The taps
+  are as the programs make them. *From loopback to loopback* is what bypasses the tap: a forwarded port of the host,
+  asked from the host's own loopback address, and the other way; the bytes go from who has opened the connection. CPU
+  time is that of all processes of a program.
 
 ![Throughput, rates and CPU time]({plot})
 """
@@ -76,28 +78,10 @@ def page(results: Results, targets: list[Target], about: About, plot: str) -> st
         "uplink_mtu_bytes": UPLINK_MTU_BYTES,
         "usual_uplink_mtu_bytes": USUAL_UPLINK_MTU_BYTES,
     }
-    floods = [cell for cell in results.cells if isinstance(cell, Flood)]
     sections = {
-        "Throughput, Gbit/s": table(results, [cell for cell in results.cells if isinstance(cell, Bulk)]),
-        "UDP: what arrives of a flood, Gbit/s": table(results, floods),
-        "UDP: what is lost (less is better)": table(
-            results,
-            [
-                *(flood.lost for flood in floods),
-                *(cell for cell in results.cells if isinstance(cell, Paced)),
-                *([UDP_RR_LOST] if UDP_RR in results.cells else []),
-            ],
-        ),
-        "Exchanges of a byte, one after the other, a second": table(
-            results, [cell for cell in results.cells if isinstance(cell, Rate)]
-        ),
-        f"UDP: {DNS.queries_per_s} queries a second, each from a new socket, as of DNS (less is better)": table(
-            results, [DNS, *beside(DNS)] if DNS in results.cells else []
-        ),
-        "CPU seconds of the program for a gigabyte (less is better)": table(
-            results, [cell for cell in results.cells if isinstance(cell, Cpu)]
-        ),
+        **_sections(results, Attachment.MACHINE),
         "Many connections": _scale(results),
+        **_sections(results, Attachment.NAMESPACE),
         "Failures": _failures(results),
         "Targets": [f"- {_mark(target)} {target.name}: {target.found}" for target in targets],
     }
@@ -108,26 +92,54 @@ def page(results: Results, targets: list[Target], about: About, plot: str) -> st
     return text
 
 
+def _sections(results: Results, attachment: Attachment) -> dict[str, list[str]]:
+    """Tables of what was measured with an attachment, by title."""
+    cells = [cell for cell in results.cells if cell.attachment is attachment]
+    floods = [cell for cell in cells if isinstance(cell, Flood)]
+    rates = [cell for cell in cells if isinstance(cell, Rate)]
+    local = [cell for cell in cells if isinstance(cell, Local)]
+    lost: list[Cell] = [
+        *(flood.lost for flood in floods),
+        *(cell for cell in cells if isinstance(cell, Paced)),
+        *(cell.lost for cell in rates if cell.is_udp),
+    ]
+    lookups: list[Cell] = [DNS, *beside(DNS)] if DNS in cells else []
+    tables: dict[str, Sequence[Cell]] = {
+        "Throughput, Gbit/s": [cell for cell in cells if isinstance(cell, Bulk)],
+        "UDP: what arrives of a flood, Gbit/s": floods,
+        "UDP: what is lost (less is better)": lost,
+        "Exchanges of a byte, one after the other, a second": rates,
+        f"UDP: {DNS.queries_per_s} queries a second, each from a new socket, as of DNS (less is better)": lookups,
+        "From loopback to loopback, Gbit/s": [cell for cell in local if cell.kind == "bulk"],
+        "From loopback to loopback, exchanges of a byte a second": [cell for cell in local if cell.kind != "bulk"],
+        "CPU seconds of the program for a gigabyte (less is better)": [cell for cell in cells if isinstance(cell, Cpu)],
+    }
+    prefix = "" if attachment is Attachment.MACHINE else "Namespace. "
+    return {f"{prefix}{title}": table(results, rows_of_it) for title, rows_of_it in tables.items()}
+
+
 def table(results: Results, cells: Sequence[Cell]) -> list[str]:
     """Lines of a table: a row for each cell, a column for each program, and ours compared with the others'.
 
     Nothing if there are no cells. A program of which there is nothing in any of them has no column. Losses are not
-    compared.
+    compared. A ratio has beside it what it should be, if there is a target.
     """
     if not cells:
         return []
+    attachment = cells[0].attachment
     programs = [
         name
-        for name in results.programs
-        if any((samples := results.of(cell, name)).numbers or samples.failures for cell in cells)
+        for name in attachment.programs
+        if name in results.programs
+        and any((samples := results.of(cell, name)).numbers or samples.failures for cell in cells)
     ]
-    has_ratios = OURS in programs and any(cell.unit not in LOSSES for cell in cells)
-    compared = [name for name in COMPARED if name in programs and has_ratios]
-    rows = [["", *programs, *(f"{OURS} / {name}" for name in compared)]]
+    ours = attachment.ours
+    has_ratios = ours in programs and any(cell.unit not in LOSSES for cell in cells)
+    compared = [name for name in attachment.compared if name in programs and has_ratios]
+    rows = [["", *programs, *(f"{ours} / {name}" for name in compared)]]
     for cell in cells:
         summaries = [summary(results.of(cell, name), is_whole=cell.unit in WHOLE) for name in programs]
-        ratios = [None if cell.unit in LOSSES else results.ratio(cell, OURS, name) for name in compared]
-        rows.append([cell.title, *summaries, *map(_ratio, ratios)])
+        rows.append([cell.title, *summaries, *(_compared(results, cell, name) for name in compared)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |" for row in rows]
     lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
@@ -151,8 +163,13 @@ def _decimal(number: float) -> str:
     return f"{number:.2f}"
 
 
-def _ratio(ratio: float | None) -> str:
-    return NOT_MEASURED if ratio is None else f"{ratio:.2f}"
+def _compared(results: Results, cell: Cell, other: str) -> str:
+    """Our median as a multiple of the other's; of a namespace with what it is to reach."""
+    ratio = None if cell.unit in LOSSES else results.ratio(cell, cell.attachment.ours, other)
+    if ratio is None:
+        return NOT_MEASURED
+    least = wanted(cell, other) if cell.attachment is Attachment.NAMESPACE else None
+    return f"{ratio:.2f}" if least is None else f"{ratio:.2f} (to reach: {least:g})"
 
 
 def _scale(results: Results) -> list[str]:

@@ -1,4 +1,4 @@
-"""Write a cpio archive in the "newc" format that Linux unpacks as its initramfs.
+"""Write a cpio archive in the "newc" format that Linux unpacks as its initramfs, and unpack it here.
 
 Format: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. Everything is owned by root
 and carries no time stamp, so equal contents make equal archives.
@@ -6,8 +6,14 @@ and carries no time stamp, so equal contents make equal archives.
 
 from __future__ import annotations
 
+import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
+
+HEADER_BYTES = 110
+MAGIC = b"070701"
+TRAILER = "TRAILER!!!"
 
 
 class CpioWriter:
@@ -44,7 +50,7 @@ class CpioWriter:
 
     def close(self) -> None:
         """Write the trailer."""
-        self._entry("TRAILER!!!", 0, b"")
+        self._entry(TRAILER, 0, b"")
 
     def _entry(self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
         name = path.encode() + b"\0"
@@ -52,6 +58,34 @@ class CpioWriter:
         # inode, mode, uid, gid, nlink, mtime, size, device of the file system (2), of the node (2),
         # size of the name, checksum
         fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(name), 0)
-        header = b"070701" + b"".join(b"%08x" % field for field in fields) + name
+        header = MAGIC + b"".join(b"%08x" % field for field in fields) + name
         self._file.write(header + bytes(-len(header) % 4))
         self._file.write(content + bytes(-len(content) % 4))
+
+
+def unpack(file: BinaryIO, directory: Path) -> None:
+    """Make what an archive has: directories, files and links, in the order in which `CpioWriter` writes them.
+
+    No device nodes: they are the kernel's business here.
+    """
+    directory.mkdir()
+    while True:
+        header = file.read(HEADER_BYTES)
+        assert header.startswith(MAGIC), "no newc archive"
+        fields = [int(header[at : at + 8], 16) for at in range(len(MAGIC), HEADER_BYTES, 8)]
+        mode, byte_count, name_bytes = fields[1], fields[6], fields[11]
+        name = file.read(name_bytes)[:-1].decode()
+        file.read(-(HEADER_BYTES + name_bytes) % 4)
+        if name == TRAILER:
+            return
+        content = file.read(byte_count)
+        file.read(-byte_count % 4)
+        path = Path(f"{directory}{os.path.normpath(f'/{name}')}")  # what is above the root is the root
+        if stat.S_ISDIR(mode):
+            path.mkdir(exist_ok=True)
+        elif stat.S_ISLNK(mode):
+            path.symlink_to(content.decode())
+        elif stat.S_ISREG(mode):
+            path.write_bytes(content)
+        if not stat.S_ISLNK(mode) and path.exists():
+            path.chmod(stat.S_IMODE(mode))

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.guest import packages
+from tests.guest import cpio, packages
 from tests.guest.cpio import CpioWriter
 
 HERE = Path(__file__).parent
@@ -80,6 +80,20 @@ def build(cache: Path | None = None) -> Image:
             _build(versions, cache, directory)
             _forget_old_images(cache)
         return Image(directory / "vmlinuz", directory / "initramfs")
+
+
+def unpacked(image: Image) -> Path:
+    """The files of its initramfs, in a directory beside it: a guest that is no machine can use them, too."""
+    directory = image.initramfs.with_name("root")
+    with (image.initramfs.parent.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            with tempfile.TemporaryDirectory(dir=image.initramfs.parent, prefix="build-") as temporary:
+                with image.initramfs.open("rb") as file:
+                    cpio.unpack(file, Path(temporary, "root"))
+                Path(temporary, "root").chmod(0o755)
+                Path(temporary, "root").rename(directory)
+    return directory
 
 
 def _build(versions: packages.Versions, cache: Path, directory: Path) -> None:

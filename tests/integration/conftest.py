@@ -24,6 +24,7 @@ from tests.guest import image as guest_image
 from tests.guest.machine import Guest
 from tests.integration import sharing
 from tests.integration.daemon import Daemon, daemon_directory, program
+from tests.integration.namespace_guest import NamespaceGuest
 from tests.integration.topology import Topology
 
 REQUIRED_COMMANDS = ("dpkg-deb", "gcc", "ip", "iperf3", "ping", "qemu-system-x86_64", "setpriv", "traceroute", "tshark")
@@ -39,6 +40,16 @@ class Configured:
 
     dhcp: dict[str, str] = field(default_factory=dict)
     dhcpv6_lease: str = ""
+
+
+def go_online(guest: Guest | NamespaceGuest) -> Configured:
+    """With udhcpc, the kernel's SLAAC, and dhclient -6."""
+    guest.check("online")
+    settings = guest.check("cat /run/udhcpc.bound")
+    return Configured(
+        dhcp=dict(line.split("=", 1) for line in settings.splitlines()),
+        dhcpv6_lease=guest.check("cat /run/dhclient6.leases"),
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -165,13 +176,8 @@ def offline_guest(image: guest_image.Image, daemon: Daemon, directory: Path) -> 
 
 @pytest.fixture(scope="session")
 def configured(offline_guest: Guest) -> Configured:
-    """The guest goes online, once, with udhcpc, the kernel's SLAAC, and dhclient -6."""
-    offline_guest.check("online")
-    settings = offline_guest.check("cat /run/udhcpc.bound")
-    return Configured(
-        dhcp=dict(line.split("=", 1) for line in settings.splitlines()),
-        dhcpv6_lease=offline_guest.check("cat /run/dhclient6.leases"),
-    )
+    """The guest goes online, once."""
+    return go_online(offline_guest)
 
 
 @pytest.fixture

@@ -34,6 +34,13 @@ def program() -> list[str]:
     return [str(Path(sys.executable).parent / "trio-passt")]
 
 
+def namespace_program() -> list[str]:
+    """The one for namespaces; TRIO_PASTA_UNDER_TEST is its command line if it is not the `trio-pasta` beside Python."""
+    if configured := os.environ.get("TRIO_PASTA_UNDER_TEST"):
+        return shlex.split(configured)
+    return [str(Path(sys.executable).parent / "trio-pasta")]
+
+
 def daemon_directory(parent: Path, name: str) -> Path:
     """A directory in which only the daemon may write."""
     directory = parent / name
@@ -58,13 +65,16 @@ class Daemon:
         `command_line` is another program that takes the same options (passt) in its stead.
         """
         self.socket_path = directory / "socket"
-        self.log = directory / "log"
         command = [*namespace.enter_unprivileged(), *(command_line or program()), "-f"]
         if "-F" not in arguments:
             command += ["-s", str(self.socket_path)]
+        self._start([*command, *arguments], directory, pass_fds)
+
+    def _start(self, command: Sequence[str], directory: Path, pass_fds: Sequence[int]) -> None:
+        self.log = directory / "log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *arguments],
+                command,
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -10,10 +10,9 @@ import select
 import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tests.guest.machine import DIE_WITH_PARENT
-from tests.integration.topology import Namespace
 
 # The first process. $1: the files, which are only read; $2: a directory to mount on, in this mount
 # namespace only. It says its process ID as it is seen from outside; then it stays, and waits for orphans.
@@ -45,13 +44,20 @@ START_TIMEOUT_S = 20.0
 COMMAND_TIMEOUT_S = 60.0
 
 
+class Network(Protocol):
+    """A network namespace, however it was made."""
+
+    def enter(self) -> list[str]:
+        """Prefix that runs a command in it, as root of the machine."""
+
+
 class Userspace:
     """Runs commands in a namespace with the files of `userland`; a context manager that ends what still runs.
 
     `mount_point` is an empty directory, and stays one.
     """
 
-    def __init__(self, namespace: Namespace, userland: Path, mount_point: Path) -> None:
+    def __init__(self, namespace: Network, userland: Path, mount_point: Path) -> None:
         self._command = [
             *(*DIE_WITH_PARENT, *namespace.enter()),
             *("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"),
@@ -68,7 +74,7 @@ class Userspace:
         if not said.strip().isdecimal():
             self._end()
             raise RuntimeError(f"the guest's first process does not start: {said}")
-        self._enter = [
+        self.enter = [
             *("nsenter", "--target", said.strip(), "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"),
             *ENVIRONMENT,
         ]
@@ -82,7 +88,7 @@ class Userspace:
     def check(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Output of a shell command, which must succeed."""
         result = subprocess.run(
-            [*DIE_WITH_PARENT, *self._enter, "/bin/sh", "-c", command],
+            [*DIE_WITH_PARENT, *self.enter, "/bin/sh", "-c", command],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -16,12 +16,15 @@ PACKAGE = Path(trio_passt.__file__).parent
 
 LAYERS = (
     {"__main__"},
+    {"slirp4netns"},
     {"cli"},
     {"daemon"},
+    {"namespace_guest"},
+    {"guests"},
     {"status"},
     {"dispatch"},
     {"responder"},
-    {"tcp", "udp", "icmp", "services"},
+    {"tcp", "udp", "icmp", "local", "namespace", "services"},
     {"flow"},
     {"host"},
     {"wire"},
@@ -32,7 +35,7 @@ COMMON = {"config", "errors"}
 """Import nothing of the package; everybody may import them."""
 
 LINK_IMPORTS = {"wire"}
-LINK_IMPORTERS = {"__main__", "cli", "daemon"}
+LINK_IMPORTERS = {"__main__", "cli", "daemon", "guests", "namespace_guest"}
 
 PURE_FOLDERS = ("wire", "services")
 PURE_TCP_FILES = (

@@ -18,9 +18,9 @@ from harness.stage import V4, Family, network
 from harness.waiting import eventually
 from scapy.layers.l2 import ARP, Ether
 
-from trio_passt import daemon
+from trio_passt import daemon, guests
 from trio_passt.config import Attachment, Config, Outbound, PortForward, Protocol, RunAs, Transports
-from trio_passt.daemon import Current, Serving
+from trio_passt.guests import Current, Serving
 from trio_passt.errors import StartupError
 from trio_passt.host.listeners import PortListeners
 from trio_passt.link.base import LinkClosed
@@ -218,7 +218,7 @@ async def test_guest_for_whom_there_are_no_descriptors_is_let_go(
     async with running(at_path(tmp_path)) as daemon_:
         assert daemon_.path is not None
         with monkeypatch.context() as patch:
-            patch.setattr(daemon, "Readiness", _no_descriptors)
+            patch.setattr(guests, "Readiness", _no_descriptors)
             guest = StreamGuest.at(daemon_.path)
             await guest.is_turned_away()
             guest.leaves()
@@ -314,10 +314,10 @@ async def test_drops_are_told_at_the_end_of_the_session(caplog: pytest.LogCaptur
     link.push([bytes(3), bytes(14)])
     link.disconnect("bye")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(daemon, "advertise_router", _nothing)
+        patch.setattr(guests, "advertise_router", _nothing)
         listeners = PortListeners.bind([])
         serving = Serving(CONFIG, Current(CONFIG.network), listeners)
-        await daemon.serve_guest(link, serving)
+        await guests.serve_guest(link, serving)
         assert serving.current.responder is None
         assert listeners.receiver is None
         listeners.close()

@@ -15,7 +15,7 @@ from scapy.layers.inet6 import ICMPv6ND_RA
 from trio.testing import wait_all_tasks_blocked
 
 from trio_passt.config import Config, GuestNetwork, Resolvers
-from trio_passt.daemon import Current, Serving, serve_guest
+from trio_passt.guests import Current, Serving, serve_guest
 from trio_passt.host.listeners import PortListeners
 from trio_passt.link.memory import MemoryLink
 

@@ -58,7 +58,8 @@ def frame(*layers: Packet | bytes) -> bytes:
 def connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Every address that a host socket is connected or sent to, none of which may be beyond loopback."""
     reached: list[str] = []
-    connect = socket.socket.connect
+    known: list[socket.socket] = []
+    connect, connect_tcp = socket.socket.connect, socket.socket.connect_ex
 
     def record(sock: socket.socket, address: tuple[str, int]) -> None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -66,7 +67,15 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             assert ip_address(address[0]).is_loopback, f"a test connects to {address}"
         connect(sock, address)
 
+    def record_tcp(sock: socket.socket, address: tuple[str, int]) -> int:
+        if sock not in known:  # it is asked for once more whether it is there by now
+            known.append(sock)
+            reached.append(address[0])
+            assert ip_address(address[0]).is_loopback, f"a test connects to {address}"
+        return connect_tcp(sock, address)
+
     monkeypatch.setattr(socket.socket, "connect", record)
+    monkeypatch.setattr(socket.socket, "connect_ex", record_tcp)
     yield reached
     monkeypatch.undo()
 

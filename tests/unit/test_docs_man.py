@@ -1,4 +1,4 @@
-"""The manual page says what the program says, and roff(7) has nothing to say about it."""
+"""The manual pages say what the programs say, and roff(7) has nothing to say about them."""
 
 import os
 import re
@@ -6,18 +6,29 @@ import runpy
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from trio_passt.cli.getopt import Option
 from trio_passt.cli.messages import help_text
-from trio_passt.cli.option_table import OPTIONS, SECTIONS
+from trio_passt.cli.mode import Mode
+from trio_passt.cli.option_table import options
+from trio_passt.slirp4netns.main import help_text as slirp4netns_help
+from trio_passt.slirp4netns.option_table import OPTIONS as SLIRP4NETNS_OPTIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = DOCS / "trio-passt.1"
+PAGES = [DOCS / f"{mode.value}.1" for mode in Mode]
+
+OPTIONS: list[tuple[Mode, Option, Callable[[], str]]] = [
+    *((Mode.VM, option, lambda: help_text(Mode.VM)) for option in options(Mode.VM)),
+    *((Mode.NAMESPACE, option, lambda: help_text(Mode.NAMESPACE)) for option in options(Mode.NAMESPACE)),
+    *((Mode.SLIRP4NETNS, option, slirp4netns_help) for option in SLIRP4NETNS_OPTIONS),
+]
 
 with_groff = pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def groff(page: str) -> tuple[str, str]:
@@ -29,25 +40,29 @@ def groff(page: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def shown() -> str:
-    """The page as it is read, blanks made one each."""
-    return re.sub(r"\s+", " ", groff(PAGE.read_text("utf-8"))[0])
+def shown() -> dict[str, str]:
+    """The pages as they are read, blanks made one each."""
+    return {page.stem: re.sub(r"\s+", " ", groff(page.read_text("utf-8"))[0]) for page in PAGES}
 
 
-def test_it_is_what_the_generator_writes() -> None:
-    page = runpy.run_path(str(DOCS / "write_man.py"))["page"]
-    assert PAGE.read_text("utf-8") == page(), "python docs/write_man.py >docs/trio-passt.1"
+def test_they_are_what_the_generator_writes() -> None:
+    written = runpy.run_path(str(DOCS / "write_man.py"))["pages"]()
+    assert sorted(written) == sorted(page.name for page in PAGES) == sorted(page.name for page in DOCS.glob("*.1"))
+    for page in PAGES:
+        assert page.read_text("utf-8") == written[page.name], "python docs/write_man.py"
 
 
 @with_groff
-def test_groff_has_no_warnings() -> None:
-    assert groff(PAGE.read_text("utf-8"))[1] == ""
-    assert groff(PAGE.read_text("utf-8") + ".XY\n")[1] != ""
+@each_page
+def test_groff_has_no_warnings(page: Path) -> None:
+    assert groff(page.read_text("utf-8"))[1] == ""
+    assert groff(page.read_text("utf-8") + ".XY\n")[1] != ""
 
 
-def test_no_line_is_a_request_by_accident() -> None:
-    known = re.compile(r"\.(\\\"|TH|SH|SS|PP|TP|EX|EE|in)( |$)")
-    for line in PAGE.read_text("utf-8").splitlines():
+@each_page
+def test_no_line_is_a_request_by_accident(page: Path) -> None:
+    known = re.compile(r"\.(\\\"|TH|SH|SS|PP|TP|EX|EE|in|br)( |$)")
+    for line in page.read_text("utf-8").splitlines():
         assert line.startswith(("'", ".")) == bool(known.match(line)), line
         assert "-" not in line.replace("\\-", "").replace("2026-11-29", "").replace(
             '.\\" Written by', ""
@@ -55,12 +70,16 @@ def test_no_line_is_a_request_by_accident() -> None:
 
 
 @with_groff
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
-def test_each_option_is_in_the_page_and_in_the_help(option: Option, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "option", "help_page"), OPTIONS, ids=[f"{mode.name.lower()}-{option.key}" for mode, option, _ in OPTIONS]
+)
+def test_each_option_is_in_the_page_and_in_the_help(
+    mode: Mode, option: Option, help_page: Callable[[], str], shown: dict[str, str]
+) -> None:
     names = ", ".join(([f"-{option.short}"] if option.short else []) + [f"--{name}" for name in option.names])
     argument = f" {option.argument}" if option.argument else ""
-    assert f" {names}{argument} {option.help} " in shown
-    text = re.sub(r"\s+", " ", help_text(SECTIONS))
+    assert f" {names}{argument} {option.help} " in shown[mode.value]
+    text = re.sub(r"\s+", " ", help_page()) + " "
     short = f"-{option.short}, " if option.short else ""
     assert f" {short}--{option.key}{argument} {option.help} " in text
     for alias in option.names[1:]:
@@ -68,7 +87,7 @@ def test_each_option_is_in_the_page_and_in_the_help(option: Option, shown: str) 
 
 
 @with_groff
-def test_what_is_written_as_it_stands_reads_so(shown: str) -> None:
+def test_what_is_written_as_it_stands_reads_so(shown: dict[str, str]) -> None:
     """Characters that mean something to roff."""
     for text in (
         "NAME trio-passt - network for",
@@ -81,10 +100,23 @@ def test_what_is_written_as_it_stands_reads_so(shown: str) -> None:
         "SIGUSR1",
         "net.ipv4.ip_unprivileged_port_start",
     ):
-        assert text in shown
+        assert text in shown["trio-passt"]
+    for text in (
+        "SYNOPSIS trio-pasta [OPTION]... [COMMAND [ARG]...] trio-pasta [OPTION]... PID trio-pasta [OPTION]... --netns",
+        "~22,auto The same, without 22.",
+        "trio-pasta --config-net -- curl https://example.org/",
+        "unshare -rUn sleep 1d & trio-pasta --config-net $!",
+    ):
+        assert text in shown["trio-pasta"]
+    for text in (
+        "trio-slirp4netns [OPTION]... PID|PATH [TAPNAME]",
+        '{"execute": "remove_hostfwd", "arguments": {"id": 1}} {"return":{}}',
+    ):
+        assert text in shown["trio-slirp4netns"]
 
 
-def test_it_is_installed_with_the_program() -> None:
+def test_they_are_installed_with_the_programs() -> None:
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))
     shared = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
-    assert shared[f"docs/{PAGE.name}"] == f"share/man/man1/{PAGE.name}"
+    assert {f"docs/{page.name}": f"share/man/man1/{page.name}" for page in PAGES}.items() <= shared.items()
+    assert set(project["project"]["scripts"]) == {page.stem for page in PAGES}

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from harness.waiting import eventually
 from trio.testing import wait_all_tasks_blocked
 
-from trio_passt.daemon import own_frames
+from trio_passt.guests import own_frames
 from trio_passt.host.readiness import READABLE, Readiness
 from trio_passt.link.base import LinkClosed
 from trio_passt.link.memory import MemoryLink

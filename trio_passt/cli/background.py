@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from trio_passt.cli.libc import call
 from trio_passt.cli.log import one_line, write_to_stderr
-from trio_passt.cli.messages import PROGRAM
+from trio_passt.cli.mode import PROGRAM
 from trio_passt.errors import StartupError
+from trio_passt.host.libc import call
 
 UMASK = 0o077
 """What is created here is for its owner, and has the mode that is asked for."""
@@ -86,11 +86,14 @@ def fork(keep_fd: int | None = None) -> Child | int:
         return _wait_for_daemon(pipe.fileno())
 
 
-def reset_inherited() -> None:
-    """Undo what is no business of who started us: blocked signals, an ignored SIGCHLD, the mask of new files' modes."""
+def reset_inherited() -> int:
+    """Undo what is no business of who started us: blocked signals, an ignored SIGCHLD, the mask of new files' modes.
+
+    Returns that mask, which a command that we run has again.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.umask(UMASK)
+    return os.umask(UMASK)
 
 
 def fill_standard_descriptors() -> None:

@@ -6,7 +6,7 @@ from attrs import evolve, frozen
 
 from trio_passt.cli.option_table import MINIMUM_IPV6_MTU_BYTES
 from trio_passt.cli.options import Options
-from trio_passt.config import Binding, Config, Outbound, PortForward, Protocol, Transports, Wishes
+from trio_passt.config import AutomaticPorts, Binding, Config, Outbound, PortForward, Protocol, Transports, Wishes
 from trio_passt.errors import StartupError
 from trio_passt.host.guest_network import decide
 from trio_passt.host.network import Host
@@ -33,6 +33,7 @@ def configure(options: Options, host: Host) -> Configured:
     _require_interfaces(wishes, host)
     decision = decide(wishes, host)
     forwards, left_out = _translated(options.forwards, wishes.transports)
+    forwards_to_host, left_out_too = _translated(options.forwards_to_host, wishes.transports)
     config = Config(
         decision.network,
         options.attachment,
@@ -48,8 +49,16 @@ def configure(options: Options, host: Host) -> Configured:
         log_file=options.log_file,
         log_size_bytes=options.log_size_bytes,
         run_as=options.run_as,
+        namespace=options.namespace,
+        forwards_to_host=forwards_to_host,
+        automatic=AutomaticPorts(
+            _translated(options.automatic.to_guest, wishes.transports)[0],
+            _translated(options.automatic.to_host, wishes.transports)[0],
+        ),
+        binds_later=options.binds_later or bool(options.automatic.to_guest),
     )
-    return Configured(config, (*warnings, *decision.warnings), decision.notes + left_out)
+    notes = dict.fromkeys((*decision.notes, *left_out, *left_out_too))
+    return Configured(config, (*warnings, *decision.warnings), tuple(notes))
 
 
 def _outbound(outbound: Outbound, wishes: Wishes) -> Outbound:

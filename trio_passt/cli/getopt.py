@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
+from trio_passt.cli.mode import Mode
 from trio_passt.cli.values import UsageError
 
 
@@ -16,13 +17,15 @@ from trio_passt.cli.values import UsageError
 class Option:
     """One option: its long names (the first is the one that messages use), short letter, and help.
 
-    `argument` is the placeholder that help shows; `None`: the option takes none.
+    `argument` is the placeholder that help shows; `None`: the option takes none.  `mode` is the one that has this
+    option; `None`: both have.
     """
 
     names: tuple[str, ...]
     short: str | None
     argument: str | None
     help: str
+    mode: Mode | None = None
 
     @property
     def key(self) -> str:
@@ -46,10 +49,12 @@ class Given:
     value: str | None
 
 
-def scan(table: Sequence[Option], words: Sequence[str]) -> Iterator[Given | str]:
-    """The options in order, then the words that are no options (getopt's permutation), as plain strings.
+def scan(table: Sequence[Option], words: Sequence[str], *, permutes: bool = True) -> Iterator[Given | str]:
+    """The options in order, then the words that are no options, as plain strings.
 
-    Lazy: an error (`UsageError`) is raised when its word's turn comes, so that earlier options may act first.
+    These may stand anywhere if it `permutes`; else the first one ends the options (getopt's "+"), for the options that
+    follow it are its own.  Lazy: an error (`UsageError`) is raised when its word's turn comes, so that earlier options
+    may act first.
     """
     remaining = list(reversed(words))
     others: list[str] = []
@@ -64,6 +69,9 @@ def scan(table: Sequence[Option], words: Sequence[str]) -> Iterator[Given | str]
             yield from _bundle(table, word[1:], remaining)
         else:
             others.append(word)
+            if not permutes:
+                others.extend(reversed(remaining))
+                break
     yield from others
 
 

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from enum import Enum
 
-from trio_passt.cli.messages import PROGRAM
+from trio_passt.cli.mode import PROGRAM
 from trio_passt.config import LogLevel
 
 LOGGER = "trio_passt"

@@ -32,8 +32,8 @@ from trio_passt.cli.log import (
     write_to_stderr,
 )
 from trio_passt.cli.log_file import LogFile
-from trio_passt.cli.messages import PROGRAM, help_text, startup_message, version_text
-from trio_passt.cli.option_table import SECTIONS
+from trio_passt.cli.messages import help_text, startup_message, version_text
+from trio_passt.cli.mode import MODE, PROGRAM, Mode
 from trio_passt.cli.options import Options, Show, parse_options
 from trio_passt.cli.pid_file import PidFile
 from trio_passt.cli.values import UsageError
@@ -44,6 +44,7 @@ from trio_passt.host.network import Host
 
 if TYPE_CHECKING:
     from trio_passt.host.watch import HostWatch
+    from trio_passt.namespace.opened import OpenedNamespace
 
 _LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that no start survives, wherever they come up."""
@@ -52,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class Run(Protocol):
-    """`trio_passt.daemon.run`: returns at the daemon's orderly end.
+    """`trio_passt.daemon.run`: returns the exit status at the daemon's orderly end.
 
     It calls `on_open` once everything is open that privileges may be needed for, then `on_ready`.
     """
@@ -64,7 +65,8 @@ class Run(Protocol):
         on_open: Callable[[], None],
         on_ready: Callable[[Path | None, Sequence[PortForward]], None],
         watch: "HostWatch",
-    ) -> None: ...
+        namespace: "OpenedNamespace | None",
+    ) -> int: ...
 
 
 @frozen
@@ -77,33 +79,40 @@ class _Surroundings:
     syslog: Syslog | None
 
 
-def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, run: Run | None = None, mode: Mode = MODE) -> int:
     """The whole program; `argv` is without its name, `run` is the daemon (the real one by default).
 
     Returns the exit status: 0 for a daemon that was ready and ended in order (or that is ready, in the
-    background), 1 for everything that went wrong, with one line on standard error that says what.
+    background), or a command's that was run in a namespace; 1 for everything that went wrong, with one line on standard
+    error that says what.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for the status, and would kill us until the daemon listens
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # or NumPy reserves memory for a thread per CPU
     try:
-        background.fill_standard_descriptors()
-    except OSError as error:
-        write_to_stderr(f"{PROGRAM}: can't open {os.devnull}: {error.strerror}\n")
-        return 1
-    background.reset_inherited()
-    try:
-        options = parse_options(sys.argv[1:] if argv is None else argv, _working_directory(), ephemeral_ports())
+        umask = prepare()
+        options = parse_options(sys.argv[1:] if argv is None else argv, working_directory(), ephemeral_ports(), mode)
         if isinstance(options, Show):
-            return _print(help_text(SECTIONS) if options is Show.HELP else version_text(__version__))
+            return print_text(help_text(mode) if options is Show.HELP else version_text(__version__, mode))
         options = _attached(options)
-    except UsageError as error:
+    except (UsageError, StartupError) as error:
         write_to_stderr(one_line(f"{PROGRAM}: {error}") + "\n")
         return 1
     notifier = service_manager.Notifier(os.environ)
     if options.foreground:
-        return _run(options, None, notifier, run)
+        return run_options(options, None, notifier, run, umask)
     side = background.fork(_inherited_fd(options))
-    return side if isinstance(side, int) else _run(options, side, notifier, run)
+    return side if isinstance(side, int) else run_options(options, side, notifier, run, umask)
+
+
+def prepare() -> int:
+    """What comes before anything else, in any program; returns the mask of the caller's new files (umask(2)).
+
+    Raises `StartupError`.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for the status, and would kill us until the daemon listens
+    try:
+        background.fill_standard_descriptors()
+    except OSError as error:
+        raise StartupError(f"can't open {os.devnull}: {error.strerror}") from error
+    return background.reset_inherited()
 
 
 def discover() -> Host:
@@ -142,17 +151,24 @@ def _watch() -> "HostWatch":
     return HostWatch(RESOLV_CONF)
 
 
-def _run(options: Options, child: background.Child | None, notifier: service_manager.Notifier, run: Run | None) -> int:
+def run_options(
+    options: Options, child: background.Child | None, notifier: service_manager.Notifier, run: Run | None, umask: int
+) -> int:
+    """All that follows the command line and the fork, to the end; returns the exit status."""
     log_to_stderr(options.log_level)
     try:
         log_file = _open_log(options)
         syslog = Syslog(SYSLOG_SOCKET) if child is not None and log_file is None else None
         user = privileges.next_user(options.run_as)
-        with _watch() as watch:
+        with ExitStack() as opened:
+            watch = opened.enter_context(_watch())
             configured = configure(options, discover() if user is None else privileges.discover_as(user))
             config = evolve(configured.config, run_as=user)
             _log_circumstances(config, configured)
-            _run_daemon(config, _Surroundings(child, notifier, log_file, syslog), run, watch)
+            namespace = _open_namespace(config, umask)
+            if namespace is not None:
+                opened.callback(namespace.close)
+            return _run_daemon(config, _Surroundings(child, notifier, log_file, syslog), run, watch, namespace)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -162,7 +178,15 @@ def _run(options: Options, child: background.Child | None, notifier: service_man
         else:
             _log.critical("ended by a mistake in the program itself: %r", error, exc_info=error)
         return 1
-    return 0
+
+
+def _open_namespace(config: Config, umask: int) -> "OpenedNamespace | None":
+    """The guest, if it is a namespace; it may have to be made, for a command that has the caller's `umask`."""
+    if config.namespace is None:
+        return None
+    from trio_passt.namespace.opened import open_namespace
+
+    return open_namespace(config, umask=umask)
 
 
 def _open_log(options: Options) -> LogFile | None:
@@ -174,7 +198,14 @@ def _open_log(options: Options) -> LogFile | None:
     return log_file
 
 
-def _run_daemon(config: Config, surroundings: _Surroundings, run: Run | None, watch: "HostWatch") -> None:
+def _run_daemon(
+    config: Config,
+    surroundings: _Surroundings,
+    run: Run | None,
+    watch: "HostWatch",
+    namespace: "OpenedNamespace | None",
+) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # or NumPy reserves memory for a thread per CPU
     import trio
 
     run = run or _real_daemon()
@@ -184,17 +215,20 @@ def _run_daemon(config: Config, surroundings: _Surroundings, run: Run | None, wa
             if config.pid_file is not None:
                 at_the_end.callback(PidFile(config.pid_file).remove)
             if config.run_as is not None:
-                privileges.become(config.run_as)
+                privileges.become(config.run_as, binds_later=config.binds_later)
 
         def on_ready(socket_path: Path | None, forwards: Sequence[PortForward]) -> None:
             if config.log_level is not LogLevel.QUIET:
                 bound = evolve(config, forwards=tuple(forwards))
-                _say(startup_message(bound, socket_path, os.uname().machine), surroundings)
+                interface = namespace.interface if namespace is not None else None
+                _say(startup_message(bound, socket_path, os.uname().machine, interface), surroundings)
             _leave_the_caller(config, surroundings)
             surroundings.notifier.ready(socket_path, os.getpid() if surroundings.child is not None else None)
             at_the_end.callback(surroundings.notifier.stopping)
 
-        trio.run(functools.partial(run, config, on_open=on_open, on_ready=on_ready, watch=watch))
+        return trio.run(
+            functools.partial(run, config, on_open=on_open, on_ready=on_ready, watch=watch, namespace=namespace)
+        )
 
 
 def _leave_the_caller(config: Config, surroundings: _Surroundings) -> None:
@@ -204,6 +238,8 @@ def _leave_the_caller(config: Config, surroundings: _Surroundings) -> None:
         log_to_file(surroundings.log_file, errors_to_stderr=False)
     elif surroundings.syslog is not None:
         log_to_syslog(surroundings.syslog)
+    elif config.namespace is not None and config.namespace.is_new and config.log_level is LogLevel.INFO:
+        log_to_stderr(LogLevel.QUIET)  # the terminal is the command's
     if child is not None:
         child.detach(keep_fd=config.attachment.fd)
         child.report_ready()
@@ -247,7 +283,7 @@ def _startup_errors(error: BaseException) -> list[StartupError]:
     return []
 
 
-def _working_directory() -> Path:
+def working_directory() -> Path:
     """Where relative paths start; / if the directory has been deleted (they would lead nowhere)."""
     try:
         return Path.cwd()
@@ -255,7 +291,7 @@ def _working_directory() -> Path:
         return Path("/")
 
 
-def _print(text: str) -> int:
+def print_text(text: str) -> int:
     """To standard output, past Python's buffer, whose last flush would decide about the exit status."""
     data = text.encode()
     try:

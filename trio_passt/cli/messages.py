@@ -6,43 +6,66 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from trio_passt.cli.getopt import Option, Section
-from trio_passt.cli.ports import Where
-from trio_passt.config import Config, GuestNetwork, Outbound, PortForward, Protocol
-from trio_passt.host import port_ranges
+from attrs import evolve
 
-PROGRAM = "trio-passt"
+from trio_passt.cli.getopt import Option, Section
+from trio_passt.cli.mode import PROGRAM, Mode
+from trio_passt.cli.option_table import sections
+from trio_passt.cli.ports import Where
+from trio_passt.config import Config, GuestNetwork, Namespace, Outbound, PortForward, Protocol, Resolvers
+from trio_passt.host import port_ranges
+from trio_passt.host.port_ranges import ALL_PORTS, runs
+
 _WIDTH = 80
 _HELP_COLUMN = 26
 _MOST_RANGES = 16
 
 
-def help_text(sections: Sequence[Section]) -> str:
+_FORMS = {
+    Mode.VM: ("[OPTION]...",),
+    Mode.NAMESPACE: ("[OPTION]... [COMMAND [ARG]...]", "[OPTION]... PID", "[OPTION]... --netns PATH|NAME"),
+}
+"""What can be said after the program's name."""
+
+_PURPOSE = {
+    Mode.VM: "Connect a QEMU guest to the network from an unprivileged process: the guest gets the host's own"
+    " addresses, and its connections become ordinary sockets.",
+    Mode.NAMESPACE: "Connect a network namespace to the network from an unprivileged process: the guest in there gets"
+    " the host's own addresses, and its connections become ordinary sockets. COMMAND, by default the user's shell, runs"
+    " in a new namespace.",
+}
+
+
+def help_text(mode: Mode) -> str:
     """The `--help` page: usage and one paragraph an option."""
-    lines = [
-        f"Usage: {PROGRAM} [OPTION]...",
-        "",
-        "Connect a QEMU guest to the network from an unprivileged process: the guest",
-        "gets the host's own addresses, and its connections become ordinary sockets.",
-    ]
-    for section in sections:
+    return help_page(mode.value, _FORMS[mode], _PURPOSE[mode], sections(mode))
+
+
+def help_page(program: str, forms: Sequence[str], purpose: str, options: Sequence[Section]) -> str:
+    """The same for any program, which may be called in several forms."""
+    words = ["Usage:"] + ["      "] * (len(forms) - 1)
+    lines = [f"{word} {program} {form}" for word, form in zip(words, forms, strict=True)]
+    lines += ["", *textwrap.wrap(purpose, _WIDTH - 1)]
+    for section in options:
         lines += ["", f"{section.title}:"]
         for option in section.options:
             lines += _help_of(option)
     return "\n".join(lines) + "\n"
 
 
-def version_text(version: str) -> str:
+def version_text(version: str, mode: Mode = Mode.VM) -> str:
     """The `--version` page."""
-    return f"{PROGRAM} {version}\n"
+    return f"{mode.value} {version}\n"
 
 
-def startup_message(config: Config, socket_path: Path | None, machine: str) -> str:
+def startup_message(config: Config, socket_path: Path | None, machine: str, interface: str | None = None) -> str:
     """What the guest will get, how to reach it, and how to start it.
 
     `socket_path` is where QEMU connects (`None` with `--fd`, where somebody else has started it); `machine`
-    is uname's.
+    is uname's.  For a namespace, which has our `interface`, it is less, for somebody wants to go on in there.
     """
+    if config.namespace is not None:
+        return _namespace_message(config, config.namespace, interface or "the interface")
     lines = [f"{PROGRAM}: the guest gets"]
     lines += _indented([*_network(config.network), *_outbound(config.outbound), *_off(config.network)])
     lines += ["Ports of this host that are forwarded to the guest"]
@@ -53,6 +76,48 @@ def startup_message(config: Config, socket_path: Path | None, machine: str) -> s
         user = f" as root or as user {config.run_as.uid}, whose the socket is," if config.run_as else ""
         lines += [f"Start the guest{user} with", f"    {_qemu(socket_path, machine)}"]
     return "\n".join(lines) + "\n"
+
+
+def _namespace_message(config: Config, namespace: Namespace, interface: str) -> str:
+    network = config.network
+    told = network if config.wishes.tells_dns else evolve(network, resolvers=Resolvers())
+    lines = [f"{PROGRAM}: the namespace gets"]
+    lines += _indented([f"Link     {interface}" + (", set up" if namespace.configures else "")])
+    lines += _indented(line for line in _network(told) if line != "DNS      none")
+    lines += _indented([*_outbound(config.outbound), *_off(network)])
+    for title, parts in (
+        ("Ports of this host that are forwarded to it", _with_automatic(config.forwards, config.automatic.to_guest)),
+        ("Ports of this host at its loopback", _with_automatic(config.forwards_to_host, config.automatic.to_host)),
+        ("Addresses at which it reaches this host", _mapped(network)),
+    ):
+        lines.append(f"{title}: {', '.join(parts) or 'none'}")
+    return "\n".join(lines) + "\n"
+
+
+def _with_automatic(forwards: Sequence[PortForward], candidates: Sequence[PortForward]) -> list[str]:
+    """As parts of one line, with the automatic ones, as far as they are not of all others."""
+    parts = [" ".join(line.split()) for line in _forwards(forwards)]
+    for (protocol, where), group in _grouped(candidates).items():
+        ports = {port for forward in group for port in forward.ports}
+        text = f"{protocol.name} auto"
+        if len(ports) <= len(ALL_PORTS) // 2:
+            text += f" of {', '.join(joined_ranges(group))}"
+        elif excluded := runs(sorted(set(ALL_PORTS) - ports - _numbers(forwards, protocol))):
+            text += f" but {', '.join(map(port_ranges.text, excluded))}"
+        parts.append(text + (f" on {where}" if where else ""))
+    return parts
+
+
+def _numbers(forwards: Iterable[PortForward], protocol: Protocol) -> set[int]:
+    return {port for forward in forwards if forward.protocol is protocol for port in forward.ports}
+
+
+def _grouped(forwards: Iterable[PortForward]) -> dict[tuple[Protocol, str], list[PortForward]]:
+    """By protocol, and what is bound of the host."""
+    groups: dict[tuple[Protocol, str], list[PortForward]] = {}
+    for forward in forwards:
+        groups.setdefault((forward.protocol, str(Where(forward.address, forward.interface))), []).append(forward)
+    return groups
 
 
 def _help_of(option: Option) -> Iterator[str]:
@@ -145,11 +210,8 @@ def _from(interface: str | None) -> str:
 
 def _forwards(forwards: Sequence[PortForward]) -> list[str]:
     """One line for each protocol, and what is bound of the host; a long one is cut."""
-    groups: dict[tuple[Protocol, str], list[PortForward]] = {}
-    for forward in forwards:
-        groups.setdefault((forward.protocol, str(Where(forward.address, forward.interface))), []).append(forward)
     lines = []
-    for (protocol, where), group in groups.items():
+    for (protocol, where), group in _grouped(forwards).items():
         texts = joined_ranges(group)
         if len(texts) > _MOST_RANGES:
             texts = [*texts[:_MOST_RANGES], f"and {len(texts) - _MOST_RANGES} others"]

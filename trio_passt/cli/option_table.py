@@ -1,6 +1,13 @@
-"""The options, as data: the scanner, `--help` and the manual page read this one table."""
+"""The options, as data: the scanner, `--help` and the manual pages read this one table.
+
+Most options are of both modes.  Those of one mode only are unknown in the other, and one that means something a little
+different in each is there twice.
+"""
+
+from attrs import evolve
 
 from trio_passt.cli.getopt import Option, Section
+from trio_passt.cli.mode import Mode
 from trio_passt.config import DEFAULT_MTU_BYTES, LOG_SIZE_BYTES
 
 MINIMUM_MTU_BYTES = 68
@@ -13,21 +20,22 @@ MINIMUM_LOG_SIZE_BYTES = 4096
 """Enough for some lines, whatever they say."""
 
 
-def _flag(name: str, short: str | None, text: str) -> Option:
-    return Option((name,), short, None, text)
+def _flag(name: str, short: str | None, text: str, mode: Mode | None = None) -> Option:
+    return Option((name,), short, None, text, mode)
 
 
-def _valued(name: str, short: str | None, argument: str, text: str) -> Option:
-    return Option((name,), short, argument, text)
+def _valued(name: str, short: str | None, argument: str, text: str, mode: Mode | None = None) -> Option:
+    return Option((name,), short, argument, text, mode)
 
 
-SECTIONS = (
+TABLE = (
     Section(
         "General",
         (
             _flag("help", "h", "Print this help and exit."),
             _flag("version", None, "Print the version and exit."),
-            _flag("foreground", "f", "Don't go into the background."),
+            _flag("foreground", "f", "Don't go into the background.", Mode.VM),
+            _flag("foreground", "f", "Don't go into the background. With a COMMAND this is always so.", Mode.NAMESPACE),
             _flag("quiet", "q", "No start-up message; log warnings and errors only."),
             _flag("debug", "d", "Log the configuration, and what happens to every flow."),
             _flag("trace", None, "Log each frame, too."),
@@ -64,9 +72,76 @@ SECTIONS = (
                 "s",
                 "PATH",
                 "UNIX socket for QEMU to connect to. Default: the first free one of /tmp/passt_1.socket to _64.",
+                Mode.VM,
             ),
-            _valued("fd", "F", "FD", "Use the connected socket FD, inherited from the caller; implies --one-off."),
-            _flag("one-off", "1", "Exit when the first guest disconnects."),
+            _valued(
+                "fd", "F", "FD", "Use the connected socket FD, inherited from the caller; implies --one-off.", Mode.VM
+            ),
+            _flag("one-off", "1", "Exit when the first guest disconnects.", Mode.VM),
+        ),
+    ),
+    Section(
+        "Namespace that is the guest",
+        (
+            _valued(
+                "netns",
+                None,
+                "PATH|NAME",
+                "Join the network namespace of PATH, or of NAME as in ip-netns(8), in place of a COMMAND's or a"
+                " process's.",
+                Mode.NAMESPACE,
+            ),
+            _valued(
+                "userns",
+                None,
+                "PATH",
+                "Join the user namespace of PATH for that. Default: that of the process, or the one that owns the"
+                " network namespace.",
+                Mode.NAMESPACE,
+            ),
+            _flag("netns-only", None, "Join or make no user namespace: network namespaces only.", Mode.NAMESPACE),
+            _flag(
+                "no-netns-quit",
+                None,
+                "Stay when the process, or the PATH or NAME of --netns, is gone. Default: exit then.",
+                Mode.NAMESPACE,
+            ),
+            _valued(
+                "ns-ifname",
+                "I",
+                "NAME",
+                "Name of the interface in the namespace. Default: as the host's that the guest's network is taken"
+                " from, or tap0.",
+                Mode.NAMESPACE,
+            ),
+            _valued(
+                "ns-mac-addr",
+                None,
+                "MAC",
+                "MAC address of the interface in the namespace. Default: one of the kernel's choice.",
+                Mode.NAMESPACE,
+            ),
+            _flag(
+                "config-net",
+                None,
+                "Give the interface its addresses and routes, and bring it up. Default: that is for a DHCP client to"
+                " do, or whatever sets up networks in there.",
+                Mode.NAMESPACE,
+            ),
+            _flag(
+                "no-copy-routes",
+                None,
+                "With --config-net: the default route only. Default: all routes of the host's interface, but for a"
+                " family with a --gateway.",
+                Mode.NAMESPACE,
+            ),
+            _flag(
+                "no-copy-addrs",
+                None,
+                "With --config-net: one address of each family. Default: all of the host's interface, but for a family"
+                " with an --address.",
+                Mode.NAMESPACE,
+            ),
         ),
     ),
     Section(
@@ -144,10 +219,25 @@ SECTIONS = (
                 "Search domains, separated by blanks, in place of those of /etc/resolv.conf. May be repeated; 'none':"
                 " no domains.",
             ),
-            _flag("no-dhcp-dns", None, "Tell the guest no nameserver, by DHCP, DHCPv6 and router advertisements."),
-            _flag("dhcp-dns", None, "Tell the guest the nameservers. This is the default."),
-            _flag("no-dhcp-search", None, "Tell the guest no search domains."),
-            _flag("dhcp-search", None, "Tell the guest the search domains. This is the default."),
+            _flag(
+                "no-dhcp-dns",
+                None,
+                "Tell the guest no nameserver, by DHCP, DHCPv6 and router advertisements.",
+                Mode.VM,
+            ),
+            _flag("dhcp-dns", None, "Tell the guest the nameservers. This is the default.", Mode.VM),
+            _flag("no-dhcp-search", None, "Tell the guest no search domains.", Mode.VM),
+            _flag("dhcp-search", None, "Tell the guest the search domains. This is the default.", Mode.VM),
+            _flag(
+                "no-dhcp-dns",
+                None,
+                "Tell the guest no nameserver, by DHCP, DHCPv6 and router advertisements. This is the default: it"
+                " shares the host's /etc/resolv.conf.",
+                Mode.NAMESPACE,
+            ),
+            _flag("dhcp-dns", None, "Tell the guest the nameservers.", Mode.NAMESPACE),
+            _flag("no-dhcp-search", None, "Tell the guest no search domains. This is the default.", Mode.NAMESPACE),
+            _flag("dhcp-search", None, "Tell the guest the search domains.", Mode.NAMESPACE),
             _valued(
                 "dhcp-boot",
                 None,
@@ -216,16 +306,71 @@ SECTIONS = (
                 " 8000-8010:9000-9010) and exclusions (~8005; on their own: all but these). ADDRESS/, %INTERFACE/ or"
                 " ADDRESS%INTERFACE/ before the list: only there (127.0.0.1/22, %eth0/22). 'all' is every port that"
                 " is free and not an ephemeral one.",
+                Mode.VM,
             ),
             _valued(
                 "udp-ports",
                 "u",
                 "SPEC",
                 "The same for UDP. Default: the host's port numbers given with -t, not translated.",
+                Mode.VM,
             ),
+            _valued(
+                "tcp-ports",
+                "t",
+                "SPEC",
+                "Forward TCP ports; may be repeated. SPEC is 'none', 'auto' (default), 'all', or a comma-separated list"
+                " of ports (22), ranges (8000-8010), ports with another target in the guest (2222:22,"
+                " 8000-8010:9000-9010) and exclusions (~8005; on their own: all but these). ADDRESS/, %INTERFACE/ or"
+                " ADDRESS%INTERFACE/ before the list: only there (127.0.0.1/22, %eth0/22). 'all' is every port that"
+                " is free and not an ephemeral one. 'auto' is the ports at which something listens in the guest, also"
+                " later; in a list (~22,auto): of those of the list.",
+                Mode.NAMESPACE,
+            ),
+            _valued("udp-ports", "u", "SPEC", "The same for UDP. Default: 'auto'.", Mode.NAMESPACE),
             _flag("freebind", None, "Ports may be forwarded at addresses that this host does not have (yet)."),
+        ),
+    ),
+    Section(
+        "Ports of this host in the namespace",
+        (
+            _valued(
+                "tcp-ns",
+                "T",
+                "SPEC",
+                "TCP ports of the namespace's loopback that lead to this host's; may be repeated. SPEC is as for"
+                " --tcp-ports, with loopback addresses only. Default: 'auto', those at which something listens on this"
+                " host.",
+                Mode.NAMESPACE,
+            ),
+            _valued("udp-ns", "U", "SPEC", "The same for UDP. Default: 'auto'.", Mode.NAMESPACE),
+            _flag(
+                "host-lo-to-ns-lo",
+                None,
+                "Connections from this host's loopback to forwarded ports arrive at the namespace's loopback. Default:"
+                " at the guest's own address.",
+                Mode.NAMESPACE,
+            ),
+            _flag(
+                "no-splice",
+                None,
+                "Connections from this host's loopback to forwarded ports go by the interface, too, as all others.",
+                Mode.NAMESPACE,
+            ),
         ),
     ),
 )
 
-OPTIONS = tuple(option for section in SECTIONS for option in section.options)
+
+def sections(mode: Mode) -> tuple[Section, ...]:
+    """What there is in this mode."""
+    of_mode = (
+        evolve(section, options=tuple(option for option in section.options if option.mode in (None, mode)))
+        for section in TABLE
+    )
+    return tuple(section for section in of_mode if section.options)
+
+
+def options(mode: Mode) -> tuple[Option, ...]:
+    """The same, without the sections."""
+    return tuple(option for section in sections(mode) for option in section.options)

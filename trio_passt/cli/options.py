@@ -2,6 +2,10 @@
 
 Given twice, the later one of an option wins (so that a wrapper's user can overrule it), except those that may be
 repeated, which add up.
+
+A namespace (`Mode.NAMESPACE`) is the guest of the same program, with some options more and some less.  What differs
+otherwise are defaults: DHCP tells no nameservers, for the namespace has the host's resolv.conf, and ports are forwarded
+automatically.  UDP ports are automatic on their own there: those that would follow TCP's are found when they are used.
 """
 
 import os
@@ -14,13 +18,15 @@ from attrs import field, frozen, mutable
 from trio_passt.cli import addresses
 from trio_passt.cli.getopt import scan
 from trio_passt.cli.guest import dns_address, dns_server, domain_name, network_boot, search_list
+from trio_passt.cli.mode import Mode
+from trio_passt.cli.namespace import namespace, namespace_path
 from trio_passt.cli.option_table import (
     MINIMUM_IPV6_MTU_BYTES,
     MINIMUM_LOG_SIZE_BYTES,
     MINIMUM_MTU_BYTES,
-    OPTIONS,
+    options,
 )
-from trio_passt.cli.ports import follow, parse_ports
+from trio_passt.cli.ports import Ports, follow, parse_automatic_ports, parse_ports
 from trio_passt.cli.privileges import run_as
 from trio_passt.cli.values import UsageError, absolute_path, invalid, number
 from trio_passt.config import (
@@ -28,8 +34,10 @@ from trio_passt.config import (
     HOST_MAC,
     LOG_SIZE_BYTES,
     Attachment,
+    AutomaticPorts,
     IPAddress,
     LogLevel,
+    Namespace,
     NetworkBoot,
     Outbound,
     PortForward,
@@ -56,7 +64,12 @@ _PER_FAMILY = {
 """Options that may be given once for each family, and what their values are."""
 
 _OPPOSITES = {"dhcp-dns": "no-dhcp-dns", "dhcp-search": "no-dhcp-search"}
-"""The default's own names, and what they take back."""
+"""Flags that take back another, and which."""
+
+_DEFAULT_FLAGS = {Mode.VM: frozenset[str](), Mode.NAMESPACE: frozenset({"no-dhcp-dns", "no-dhcp-search"})}
+"""What is as if it had been given."""
+
+_PORTS = ("tcp-ports", "udp-ports", "tcp-ns", "udp-ns")
 
 
 class Show(Enum):
@@ -68,7 +81,11 @@ class Show(Enum):
 
 @frozen
 class Options:
-    """What was asked for.  Paths are absolute; `forwards` include the UDP ports that follow TCP."""
+    """What was asked for.  Paths are absolute; `forwards` include the UDP ports that follow TCP.
+
+    A `namespace` is the guest, in place of an `attachment`; only then there are `forwards_to_host`, and `automatic`.
+    `binds_later`: somebody will ask for ports while the daemon runs.
+    """
 
     attachment: Attachment = field(factory=Attachment)
     foreground: bool = False
@@ -83,6 +100,10 @@ class Options:
     log_file: Path | None = None
     log_size_bytes: int = LOG_SIZE_BYTES
     run_as: RunAs | None = None
+    namespace: Namespace | None = None
+    forwards_to_host: tuple[PortForward, ...] = ()
+    automatic: AutomaticPorts = field(factory=AutomaticPorts)
+    binds_later: bool = False
 
 
 @mutable
@@ -104,6 +125,9 @@ class _Collected:
     search: list[tuple[str, ...]] = field(factory=list)
     boot: NetworkBoot | None = None
     ports: dict[str, list[str]] = field(factory=dict)
+    ns_mac: bytes | None = None
+    others: list[str] = field(factory=list)
+    """The words that are no options."""
 
     def of_each_family(self, key: str) -> tuple[IPAddress, ...]:
         """What was given for this option, IPv4 before IPv6."""
@@ -111,25 +135,29 @@ class _Collected:
         return tuple(address for address in both if address is not None)
 
 
-def parse_options(words: Sequence[str], directory: Path, ephemeral: range = USUAL) -> Options | Show:
+def parse_options(
+    words: Sequence[str], directory: Path, ephemeral: range = USUAL, mode: Mode = Mode.VM
+) -> Options | Show:
     """What `words` (argv without the program's name) ask for; relative paths start at `directory`.
 
     Options act in order: the first of `--help` and `--version` ends the matter unless an error came before
     it.  `ephemeral` are the ports that are not among "all".  Raises `UsageError`, whose text names the option and the
     value.
     """
-    collected = _Collected()
-    for given in scan(OPTIONS, words):
+    collected = _Collected(flags=set(_DEFAULT_FLAGS[mode]))
+    for given in scan(options(mode), words, permutes=mode is Mode.VM):
         if isinstance(given, str):
-            raise UsageError(f"extra argument '{given}': only options are expected")
-        if given.option.key in ("help", "version"):
+            if mode is Mode.VM:
+                raise UsageError(f"extra argument '{given}': only options are expected")
+            collected.others.append(given)
+        elif given.option.key in ("help", "version"):
             return Show(given.option.key)
-        if given.value is None:
+        elif given.value is None:
             _collect_flag(collected, given.option.key)
         else:
             _collect(collected, given.option.key, given.value, directory)
     _refuse_contradictions(collected)
-    return _decide(collected, ephemeral)
+    return _decide(collected, ephemeral, mode)
 
 
 def _collect_flag(collected: _Collected, key: str) -> None:
@@ -145,15 +173,19 @@ def _collect(collected: _Collected, key: str, value: str, directory: Path) -> No
         case "socket" | "pcap" | "pid" | "log-file":
             collected.paths[key] = absolute_path(option, value, directory)
             if key == "socket":
-                _check_socket_path(option, collected.paths[key])
+                check_socket_path(option, collected.paths[key])
         case "fd":
             collected.fd = _descriptor(option, value)
         case "log-size":
             collected.log_size_bytes = _log_size(option, value)
         case "runas":
             collected.run_as = run_as(option, value)
-        case "tcp-ports" | "udp-ports":
+        case "tcp-ports" | "udp-ports" | "tcp-ns" | "udp-ns":
             collected.ports.setdefault(key, []).append(value)  # they are judged together, at the end
+        case "netns":
+            collected.paths[key] = namespace_path(option, value, directory)
+        case "userns":
+            collected.paths[key] = absolute_path(option, value, directory)
         case _:
             _collect_wish(collected, option, key, value)
 
@@ -165,7 +197,7 @@ def _collect_wish(collected: _Collected, option: str, key: str, value: str) -> N
             collected.mtu_bytes = _mtu(option, value)
         case "hostname" | "fqdn":
             collected.names[key] = domain_name(option, value)
-        case "interface" | "outbound-if4" | "outbound-if6":
+        case "interface" | "outbound-if4" | "outbound-if6" | "ns-ifname":
             collected.names[key] = addresses.interface_name(option, value)
         case "address":
             collected.addresses.append(addresses.wished_address(option, value))
@@ -173,6 +205,8 @@ def _collect_wish(collected: _Collected, option: str, key: str, value: str) -> N
             collected.netmask_bits = addresses.netmask_bits(option, value)
         case "mac-addr":
             collected.host_mac = addresses.mac_address(option, value)
+        case "ns-mac-addr":
+            collected.ns_mac = addresses.mac_address(option, value)
         case "dns":
             collected.dns.append(dns_server(option, value))
         case "search":
@@ -195,7 +229,8 @@ def _collect_per_family(collected: _Collected, option: str, key: str, value: str
         collected.flags.add("no-map-gw")
 
 
-def _check_socket_path(option: str, path: Path) -> None:
+def check_socket_path(option: str, path: Path) -> None:
+    """A socket's path has its limit.  Raises `UsageError`."""
     length = len(os.fsencode(path))
     if length > SOCKET_PATH_BYTES:
         reason = f"{length} bytes, where the absolute path of a UNIX socket has {SOCKET_PATH_BYTES} at most"
@@ -232,7 +267,16 @@ def _refuse_contradictions(collected: _Collected) -> None:
         given["socket"] = f"'--socket {collected.paths['socket']}'"
     if collected.fd is not None:
         given["fd"] = f"'--fd {collected.fd}'"
-    for one, other in (("ipv4-only", "ipv6-only"), ("socket", "fd"), ("debug", "quiet"), ("trace", "quiet")):
+    if "userns" in collected.paths:
+        given["userns"] = f"'--userns {collected.paths['userns']}'"
+    for one, other in (
+        ("ipv4-only", "ipv6-only"),
+        ("socket", "fd"),
+        ("debug", "quiet"),
+        ("trace", "quiet"),
+        ("userns", "netns-only"),
+        ("host-lo-to-ns-lo", "no-splice"),
+    ):
         if one in given and other in given:
             raise UsageError(f"options {given[one]} and {given[other]} contradict each other")
     if "ipv6-only" in given and 0 < collected.mtu_bytes < MINIMUM_IPV6_MTU_BYTES:
@@ -258,30 +302,66 @@ def _refuse_shared_paths(paths: dict[str, Path]) -> None:
             raise UsageError(f"options '--{other} {paths[other]}' and '--{key} {path}' contradict each other")
 
 
-def _decide(collected: _Collected, ephemeral: range) -> Options:
+def _decide(collected: _Collected, ephemeral: range, mode: Mode) -> Options:
     flags, paths = collected.flags, collected.paths
     wishes = _wishes(collected)
     addresses.check_together(wishes)
+    guest = None
+    if mode is Mode.NAMESPACE:
+        guest = namespace(collected.others, flags, paths, collected.names.get("ns-ifname"), collected.ns_mac)
+        _refuse_one_mac(collected)
+    forwarded, to_host = _ports(collected, ephemeral, mode)
     return Options(
         attachment=Attachment(paths.get("socket"), collected.fd),
-        foreground="foreground" in flags,
+        foreground="foreground" in flags or (guest is not None and guest.is_new),
         one_off="one-off" in flags or collected.fd is not None,
         pcap=paths.get("pcap"),
         pid_file=paths.get("pid"),
         log_level=_log_level(flags),
         wishes=wishes,
-        forwards=_forwards(collected, ephemeral),
+        forwards=forwarded.forwards,
         outbound=_outbound(collected),
         freebind="freebind" in flags,
         log_file=paths.get("log-file"),
         log_size_bytes=collected.log_size_bytes,
         run_as=collected.run_as,
+        namespace=guest,
+        forwards_to_host=to_host.forwards,
+        automatic=AutomaticPorts(forwarded.automatic, to_host.automatic),
     )
+
+
+def _refuse_one_mac(collected: _Collected) -> None:
+    """Both ends of a cable can't be one."""
+    if collected.ns_mac == collected.host_mac:
+        text = collected.host_mac.hex(":")
+        raise UsageError(f"option '--ns-mac-addr {text}': this is the address of the host's side (see '--mac-addr')")
 
 
 def _log_level(flags: set[str]) -> LogLevel:
     chosen = (level for level in (LogLevel.TRACE, LogLevel.DEBUG, LogLevel.QUIET) if level.value in flags)
     return next(chosen, LogLevel.INFO)
+
+
+def _ports(collected: _Collected, ephemeral: range, mode: Mode) -> tuple[Ports, Ports]:
+    """What is forwarded to the guest, and from it to the host."""
+    if mode is Mode.VM:
+        return Ports(_forwards(collected, ephemeral)), Ports()
+    tcp, udp, tcp_ns, udp_ns = (
+        parse_automatic_ports(
+            f"--{key}",
+            Protocol.TCP if key.startswith("tcp") else Protocol.UDP,
+            collected.ports.get(key, ["auto"]),
+            ephemeral=ephemeral,
+            only_loopback=key.endswith("-ns"),
+        )
+        for key in _PORTS
+    )
+    return _both(tcp, udp), _both(tcp_ns, udp_ns)
+
+
+def _both(one: Ports, other: Ports) -> Ports:
+    return Ports(one.forwards + other.forwards, one.automatic + other.automatic)
 
 
 def _forwards(collected: _Collected, ephemeral: range) -> tuple[PortForward, ...]:

@@ -1,33 +1,36 @@
-"""Port specifications (`-t`, `-u`): text → forwarded ports, and back.
+"""Port specifications (`-t`, `-u`, `-T`, `-U`): text → forwarded ports, and back.
 
-    SPECIFICATION = none | auto | [WHERE/] all | [WHERE/] CHUNK [,CHUNK]...
+    SPECIFICATION = none | [WHERE/] all | [WHERE/] CHUNK [,CHUNK]...
     WHERE         = ADDRESS | %INTERFACE | ADDRESS%INTERFACE
-    CHUNK         = PORT[-PORT][:TARGET[-TARGET]]  |  ~PORT[-PORT]
+    CHUNK         = PORT[-PORT][:TARGET[-TARGET]]  |  ~PORT[-PORT]  |  auto
 
 Theory of operation.  Chunks name ports, each of which must be bound.  `~` takes ports out of the same specification's
 chunks; exclusions alone mean all other ports, and `all` means all ports without exclusion.  Both leave out the
 kernel's ephemeral ports, which belong to whoever asks for any port, and both are best effort (`Binding.SPARE`).  They
 may have an address or an interface like others (`192.0.2.1/~22`, `%eth0/all`).
 
+`auto`, which is for namespaces, makes candidates of the ports: one is forwarded while something listens at its target
+(`8000-8010,auto`).  By itself it means all ports, also the ephemeral ones: what listens there was meant to.
+
 A repeated option adds up, with three rules.  No port may be named twice where the kernel would refuse to bind the
 second one.  A port that is named comes before one that is only meant by "all": with `-t all -t 192.0.2.1/2222:22`,
-port 2222 is bound to 192.0.2.1 and nowhere else.  And there is one "all" for one place: `-t ~22 -t ~80` would
-not exclude anything.
-
-`auto` is for namespaces: it names no port, since what is bound in there is followed while it runs.
+port 2222 is bound to 192.0.2.1 and nowhere else.  And there is one "all" for one place, automatic or not: `-t ~22 -t
+~80` would not exclude anything.
 """
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from trio_passt.cli.addresses import interface_name
 from trio_passt.cli.values import UsageError, address, invalid, number
 from trio_passt.config import Binding, IPAddress, PortForward, Protocol
 from trio_passt.host import port_ranges
 from trio_passt.host.port_ranges import ALL_PORTS, runs
+
+LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
 @frozen
@@ -60,6 +63,7 @@ class Specification:
     chunks: tuple[tuple[range, range], ...] = ()
     excluded: tuple[range, ...] = ()
     is_empty: bool = False
+    is_automatic: bool = False
 
     @property
     def is_spare(self) -> bool:
@@ -67,23 +71,44 @@ class Specification:
         return not (self.chunks or self.is_empty)
 
 
+@frozen
+class Ports:
+    """What an option's specifications mean: ports that are forwarded, and candidates for it (`auto`)."""
+
+    forwards: tuple[PortForward, ...] = ()
+    automatic: tuple[PortForward, ...] = ()
+
+
 def parse_ports(
-    option: str, protocol: Protocol, specifications: Sequence[str], *, ephemeral: range, allow_auto: bool = False
+    option: str, protocol: Protocol, specifications: Sequence[str], *, ephemeral: range
 ) -> tuple[PortForward, ...]:
     """All ports that the repeated option means: those that are named, in order, and then those of "all".
 
     Raises `UsageError` naming the specification: what can't be understood, and what contradicts another.
     """
-    parsed = [_parse_one(option, text, allow_auto=allow_auto) for text in specifications]
+    for text in specifications:
+        if "auto" in text.rpartition("/")[2].split(","):
+            reason = "'auto' is for namespaces: a virtual machine does not tell which ports are open"
+            raise invalid(option, text, reason)
+    return parse_automatic_ports(option, protocol, specifications, ephemeral=ephemeral).forwards
+
+
+def parse_automatic_ports(
+    option: str, protocol: Protocol, specifications: Sequence[str], *, ephemeral: range, only_loopback: bool = False
+) -> Ports:
+    """The same, where "auto" may be among them.  With `only_loopback` no other address can be given."""
+    parsed = [_parse_one(option, text) for text in specifications]
+    if only_loopback:
+        parsed = [evolve(specification, where=_of_loopback(option, specification)) for specification in parsed]
     _refuse_contradictions(option, parsed)
     taken: dict[int, list[Where]] = {}
-    forwards: list[PortForward] = []
+    forwards: dict[bool, list[PortForward]] = {False: [], True: []}
     for specification in parsed:
-        forwards += _named(option, protocol, specification, taken)
+        forwards[specification.is_automatic] += _named(option, protocol, specification, taken)
     for specification in parsed:
         if specification.is_spare:
-            forwards += _spare(option, protocol, specification, taken, ephemeral)
-    return tuple(forwards)
+            forwards[specification.is_automatic] += _spare(option, protocol, specification, taken, ephemeral)
+    return Ports(tuple(forwards[False]), tuple(forwards[True]))
 
 
 def follow(forwards: Iterable[PortForward]) -> tuple[PortForward, ...]:
@@ -119,10 +144,8 @@ def specifications(forwards: Iterable[PortForward], *, ephemeral: range) -> list
     return texts
 
 
-def _parse_one(option: str, text: str, *, allow_auto: bool) -> Specification:
-    if text == "auto" and not allow_auto:
-        raise invalid(option, text, "'auto' is for namespaces: a virtual machine does not tell which ports are open")
-    if text in ("none", "auto"):
+def _parse_one(option: str, text: str) -> Specification:
+    if text == "none":
         return Specification(text, is_empty=True)
     prefix, slash, chunks = text.rpartition("/")
     where = _where(option, text, prefix) if slash else Where()
@@ -130,14 +153,33 @@ def _parse_one(option: str, text: str, *, allow_auto: bool) -> Specification:
         return Specification(text, where)
     mappings: list[tuple[range, range]] = []
     excluded: list[range] = []
+    is_automatic = False
     for chunk in chunks.split(","):
         if chunk == "all":
             raise invalid(option, text, "'all' stands alone: exclusions alone mean all others, ports are named apart")
-        if chunk.startswith("~"):
+        if chunk == "auto":
+            is_automatic = True
+        elif chunk.startswith("~"):
             excluded.append(_range(option, text, chunk[1:]))
         else:
             mappings.append(_mapping(option, text, chunk))
-    return Specification(text, where, tuple(mappings), tuple(excluded))
+    return Specification(text, where, tuple(mappings), tuple(excluded), is_automatic=is_automatic)
+
+
+def _of_loopback(option: str, specification: Specification) -> Where:
+    """The loopback address that is meant; "any" of a family is its loopback one, and `lo` is where it is anyway."""
+    where = specification.where
+    if where.interface not in (None, "lo"):
+        reason = f"'{where.interface}' is not the loopback interface, whose ports these are"
+        raise invalid(option, specification.text, reason)
+    if where.address is None:
+        return Where()
+    if where.address.is_unspecified:
+        return Where(LOOPBACK[where.address.version])
+    if not where.address.is_loopback:
+        reason = f"'{where.address}' is not a loopback address, whose ports these are"
+        raise invalid(option, specification.text, reason)
+    return Where(where.address)
 
 
 def _where(option: str, text: str, prefix: str) -> Where:
@@ -218,8 +260,9 @@ def _named(
                     twice.add(port)
                 places.append(where)
             first_target = target.start + run.start - source.start
+            binding = Binding.SPARE if specification.is_automatic else Binding.REQUIRED
             forwards.append(
-                PortForward(protocol, run.start, run.stop - 1, first_target, where.address, where.interface)
+                PortForward(protocol, run.start, run.stop - 1, first_target, where.address, where.interface, binding)
             )
     if twice:
         plural, verb = ("s", "are") if len(twice) > 1 else ("", "is")
@@ -232,8 +275,10 @@ def _named(
 def _spare(
     option: str, protocol: Protocol, specification: Specification, taken: dict[int, list[Where]], ephemeral: range
 ) -> list[PortForward]:
-    """The forwards of all ports that nobody has named, but those excluded, and the ephemeral ones."""
+    """The forwards of all ports that nobody has named, but those excluded, and the ephemeral ones if not automatic."""
     where, excluded = specification.where, _numbers(specification.excluded)
+    if specification.is_automatic:
+        ephemeral = range(0)
     wanted = [port for port in ALL_PORTS if port not in excluded and port not in ephemeral]
     if not wanted:
         raise invalid(option, specification.text, "the exclusions leave no port")

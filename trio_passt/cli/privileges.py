@@ -5,8 +5,9 @@ Theory of operation
 All that needs root (ports below 1024, files in directories of root's, the socket) is opened before; then the user
 changes once, for good, before anybody is told that the daemon is ready.  Capabilities go with it, also those that
 would stay because the one who had them was not root, and no program that is executed could bring them back
-(PR_SET_NO_NEW_PRIVS).  The kernel makes such a process one that others of the same user can't trace (PR_SET_DUMPABLE
-of prctl(2)), which is left so: `nobody` may be several.
+(PR_SET_NO_NEW_PRIVS).  One stays if ports are to be bound later, too (`-t auto`, slirp4netns' API), for those below
+1024: CAP_NET_BIND_SERVICE.  The kernel makes such a process one that others of the same user can't trace
+(PR_SET_DUMPABLE of prctl(2)), which is left so: `nobody` may be several.
 
 What is imported later, by the process that looks at the host's network again, may lie where the new user can't read: an
 interpreter below root's home.  So the first look is that user's, too, and if it fails, all of it is imported before.
@@ -23,10 +24,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from trio_passt.cli.libc import call
 from trio_passt.cli.values import invalid, number
 from trio_passt.config import RunAs
 from trio_passt.errors import StartupError
+from trio_passt.host.libc import call
 from trio_passt.host.network import Host
 
 LARGEST_ID = 2**32 - 2
@@ -35,9 +36,11 @@ LARGEST_ID = 2**32 - 2
 NOBODY = 65534
 """Where the name is unknown: the kernel's own overflowuid."""
 
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 8, 38
 _CAPABILITY_VERSION_3 = 0x20080522
-"""capset(2): then there are two times three words."""
+"""capset(2): then there are two times three words: effective, permitted, inheritable; the lower halves come first."""
+
+_NET_BIND_SERVICE = 1 << 10
 
 
 class NotAllowedError(StartupError):
@@ -81,14 +84,16 @@ def is_real_root() -> bool:
     return True
 
 
-def become(user: RunAs) -> None:
+def become(user: RunAs, *, binds_later: bool = False) -> None:
     """Be that user from now on, without a way back.  Raises `NotAllowedError`."""
     try:
         os.setgroups([])
         os.setresgid(user.gid, user.gid, user.gid)
+        if binds_later:
+            call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setresuid(user.uid, user.uid, user.uid)
         if user.uid != 0:
-            _give_up_capabilities()
+            give_up_capabilities(but_binding=binds_later)
         call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     except OSError as error:
         text = f"can't go on as user {user.uid}, group {user.gid}: {error.strerror}"
@@ -115,9 +120,19 @@ def discover_as(user: RunAs) -> Host:
         return discover()
 
 
-def _give_up_capabilities() -> None:
-    """All of them.  setresuid(2) has done so if we were root, see capabilities(7)."""
-    call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+def give_up_capabilities(*, but_binding: bool = False) -> None:
+    """All of them, or all but CAP_NET_BIND_SERVICE, if that is there.
+
+    setresuid(2) has done so if we were root, see capabilities(7); unless they were kept for that.
+    """
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    kept = _NET_BIND_SERVICE if but_binding else 0
+    try:
+        call("capset", header, struct.pack("=III", kept, kept, 0) + bytes(12))
+    except OSError:
+        if not kept:
+            raise
+        give_up_capabilities()
 
 
 def _nobody() -> RunAs:

@@ -83,6 +83,11 @@ class FlowTable(Generic[F]):
         return list(islice(reversed(self._flows.values()), most))
 
     @property
+    def limit(self) -> FlowLimit:
+        """How many flows there may be; several tables may have one together."""
+        return self._limit
+
+    @property
     def most(self) -> int:
         """How many flows there may be."""
         return self._limit.most
@@ -120,16 +125,33 @@ class FlowTable(Generic[F]):
                 self.forget(flow)
 
 
-class SilentFlow(Flow, Protocol):
+class BriefFlow(Flow, Protocol):
+    """What a `BriefTable` asks of a flow besides."""
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether there is nothing left for its task to do, or to raise."""
+
+
+B = TypeVar("B", bound=BriefFlow)
+
+
+class BriefTable(FlowTable[B]):
+    """Flows many of which are over before their task has begun: those need none any more."""
+
+    def _begin(self, flow: B) -> None:
+        if not flow.has_ended_well:
+            super()._begin(flow)
+        elif self.get(flow.key) is flow:
+            self.forget(flow)
+
+
+class SilentFlow(BriefFlow, Protocol):
     """What a `SilentTable` asks of a flow besides."""
 
     @property
     def active_at(self) -> float:
         """When something last passed, on Trio's clock."""
-
-    @property
-    def has_ended_well(self) -> bool:
-        """Whether there is nothing left for its task to do, or to raise."""
 
     def end(self) -> None:
         """End it on the spot."""
@@ -138,7 +160,7 @@ class SilentFlow(Flow, Protocol):
 S = TypeVar("S", bound=SilentFlow)
 
 
-class SilentTable(FlowTable[S]):
+class SilentTable(BriefTable[S]):
     """Flows that anybody can open and that end only by silence: where there are `most`, the idlest make way."""
 
     def __init__(
@@ -157,13 +179,6 @@ class SilentTable(FlowTable[S]):
                 other.end()
                 self.forget(other)
         return super().start(flow)
-
-    def _begin(self, flow: S) -> None:
-        """One that has made way, or was answered, before its task began needs none any more."""
-        if not flow.has_ended_well:
-            super()._begin(flow)
-        elif self.get(flow.key) is flow:
-            self.forget(flow)
 
 
 def _active_at(flow: SilentFlow) -> float:

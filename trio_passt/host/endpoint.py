@@ -1,6 +1,7 @@
 """Addresses as the host's sockets want and give them."""
 
 import socket
+from functools import lru_cache
 from ipaddress import ip_address
 
 from attrs import frozen
@@ -23,21 +24,29 @@ class Endpoint:
 
     def sockaddr(self) -> SocketAddress:
         """As Python's socket functions want it."""
-        text = str(ip_address(self.address))
-        return (text, self.port) if len(self.address) == 4 else (text, self.port, 0, self.scope_id)
+        if len(self.address) == 4:
+            return (socket.inet_ntop(socket.AF_INET, self.address), self.port)
+        return (socket.inet_ntop(socket.AF_INET6, self.address), self.port, 0, self.scope_id)
 
     @classmethod
     def of(cls, sockaddr: SocketAddress) -> "Endpoint":
         """From what Python's socket functions give; IPv4-mapped IPv6 addresses become IPv4."""
-        name, _, _ = sockaddr[0].partition("%")
-        address = ip_address(name)
-        mapped = getattr(address, "ipv4_mapped", None)
-        scope_id = sockaddr[3] if len(sockaddr) == 4 and mapped is None else 0
-        return cls((mapped or address).packed, sockaddr[1], scope_id)
+        address = _packed(sockaddr[0])
+        scope_id = sockaddr[3] if len(sockaddr) == 4 and len(address) == 16 else 0
+        return cls(address, sockaddr[1], scope_id)
 
     def __str__(self) -> str:
         text = str(ip_address(self.address))
         return f"{text}:{self.port}" if len(self.address) == 4 else f"[{text}]:{self.port}"
+
+
+@lru_cache(maxsize=1024)
+def _packed(text: str) -> bytes:
+    """Without its scope."""
+    address = ip_address(text.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    packed: bytes = (mapped or address).packed
+    return packed
 
 
 def interface_index(name: str | None) -> int:

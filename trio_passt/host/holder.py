@@ -99,7 +99,7 @@ def _sockets(protocol: Protocol, ports: set[int], proc: Path, deadline: float) -
             if len(fields) < 10 or fields[1][-4:] not in wanted or fields[9] == _UNUSED_INODE:
                 continue
             with suppress(ValueError):
-                sock = _Socket(_address(fields[1][:-5]), int(fields[7]), fields[9], fields[3] == _LISTENING)
+                sock = _Socket(proc_address(fields[1][:-5]), int(fields[7]), fields[9], fields[3] == _LISTENING)
                 found.setdefault(int(fields[1][-4:], 16), []).append(sock)
     return found
 
@@ -114,7 +114,7 @@ def _lines(path: Path, deadline: float) -> Iterator[bytes]:
 
 
 @lru_cache(maxsize=64)
-def _address(text: bytes) -> IPAddress:
+def proc_address(text: bytes) -> IPAddress:
     """As the kernel prints it: words of 32 bits, each in the machine's byte order.  Raises ValueError."""
     data = bytes.fromhex(text.decode("ascii"))
     if sys.byteorder == "little":

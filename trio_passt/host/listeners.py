@@ -6,6 +6,9 @@ moment: the guest session, if there is one.  With no guest there is nobody to an
 datagram dropped.  A guest that is there but takes no more leaves datagrams where they are, in the sockets' receive
 buffers.
 
+More can be added, and taken away again, at any time.  A guest that is a namespace has such ports, too, which lead to
+the host: their sockets are made at that side (`host.side`), and are like any others then.
+
 There may be 150,000 sockets (`-t all -u all`).  So a port is two small objects, its socket and what is known of it; the
 latter is what epoll's event is handed to.  Nothing is done for a port at which nothing happens, and nothing
 that happens at one port takes longer because there are others.
@@ -25,14 +28,15 @@ from attrs import evolve
 
 from trio_passt.config import Binding, IPAddress, PortForward, Protocol
 from trio_passt.host import error_queue, sockets
-from trio_passt.host.binder import Binder
-from trio_passt.host.datagrams import SLOTS, Ancillary, DatagramBuffer, packet_information
+from trio_passt.host.binder import FIND_HOLDERS_WITHIN_S, Binder
+from trio_passt.host.datagrams import SLOTS, Ancillary, DatagramBuffer, expect_bulk, packet_information
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.opener import Opener
 from trio_passt.host.port_ranges import runs
 from trio_passt.host.readiness import ERROR, READABLE, Readiness
 from trio_passt.host.seldom import SeldomLog
+from trio_passt.host.side import Here, Side
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.datagrams import Train
 
@@ -51,12 +55,14 @@ MANY_PORTS = 1000
 class TcpPort:
     """A listening TCP socket.  There may be very many of them."""
 
-    __slots__ = ("_listeners", "forward", "port", "socket")
+    __slots__ = ("_listeners", "forward", "is_prepared", "port", "socket")
 
     def __init__(self, sock: socket.socket, forward: PortForward, port: int, listeners: "PortListeners") -> None:
         self.socket = sock
         self.forward = forward
         self.port = port
+        self.is_prepared = False
+        """Whether it has the options of a connection, which those that are accepted inherit."""
         self._listeners = listeners
 
     @property
@@ -95,6 +101,8 @@ class UdpPort:
     def can_reach(self, destination: bytes) -> bool:
         """Whether datagrams to this packed address may leave from here: from loopback to loopback only."""
         address, interface = self.forward.address, self.forward.interface
+        if address is not None and address.is_unspecified:
+            address = None
         if address is None and interface is None:
             return True
         if address is not None and address.is_link_local:
@@ -143,7 +151,14 @@ class PortListeners:
     """Every forwarded port's sockets.  `receiver` is set while a guest is there."""
 
     def __init__(
-        self, readiness: Readiness, forwards: Sequence[PortForward], families: Collection[int], *, freebind: bool
+        self,
+        readiness: Readiness,
+        forwards: Sequence[PortForward],
+        families: Collection[int],
+        *,
+        freebind: bool,
+        side: Side | None = None,
+        on_loopback: bool = False,
     ) -> None:
         self._receiver: Receiver | None = None
         self._parked: dict[UdpPort, None] = {}
@@ -154,10 +169,16 @@ class PortListeners:
         self._buffer = DatagramBuffer()
         self._readiness = readiness
         self._exhaustion = SeldomLog()
-        self._forwards = forwards
-        self._named: list[TcpPort | UdpPort] = []
+        self._named: dict[int, list[TcpPort | UdpPort]] = {}
+        """By the identity of the forward, which is quicker to look up than its value."""
+        self._named_count = 0
         self.spare: list[TcpPort | UdpPort] = []
-        self._binder = Binder(self, forwards, families, freebind=freebind)
+        self._runs: dict[int, list[PortForward]] = {}
+        """What is bound of a forward, in the same way, until that changes."""
+        self._side = side if side is not None else Here()
+        self._binder = Binder(
+            self, forwards, families, freebind=freebind, on_loopback=on_loopback, is_here=side is None
+        )
 
     @classmethod
     def bind(
@@ -166,15 +187,18 @@ class PortListeners:
         families: Collection[int] = (socket.AF_INET, socket.AF_INET6),
         *,
         freebind: bool = False,
+        side: Side | None = None,
+        on_loopback: bool = False,
     ) -> "PortListeners":
         """Bind all of them, in those of the `families` that the guest has.
 
+        At another `side` than this process's, if one is given; `on_loopback`: those without address at loopback.
         StartupError, or a group of them: each names neighbouring ports that must be bound and can't be, and why.
         """
         with ExitStack() as opened:
             readiness = Readiness()
             opened.callback(readiness.close)
-            listeners = cls(readiness, tuple(forwards), families, freebind=freebind)
+            listeners = cls(readiness, tuple(forwards), families, freebind=freebind, side=side, on_loopback=on_loopback)
             opened.callback(listeners.close)
             with _uncollected():
                 listeners._binder.bind()
@@ -197,22 +221,57 @@ class PortListeners:
         """
         return self._binder.follow_interfaces()
 
+    def add(self, forward: PortForward, *, holder_within_s: float = FIND_HOLDERS_WITHIN_S) -> None:
+        """Have one more, not one of spare ports.
+
+        As at start: StartupError, with one line, if it must be bound and can't be, and then none of its ports is.  Who
+        has them is looked for so long.
+        """
+        self._binder.add(forward, within_s=holder_within_s)
+
+    def remove(self, forward: PortForward) -> bool:
+        """Close the ports of a forward that was added, or not of spare ports; false if there is none.
+
+        TCP's connections go on; UDP's flows end, since their datagrams went through these sockets.
+        """
+        return self._binder.remove(forward)
+
     @property
     def bound(self) -> list[PortForward]:
-        """The forwards that have a socket; of those that could be bound in part only, these ranges."""
-        ports: dict[int, set[int]] = {id(forward): set() for forward in self._forwards}
-        for port in chain(self._named, self.spare):
-            ports[id(port.forward)].add(port.port)
-        return [
-            evolve(forward, first=run.start, last=run.stop - 1, target=forward.target_of(run.start))
-            for forward in self._forwards
-            for run in runs(sorted(ports[id(forward)]))
-        ]
+        """The forwards that have a socket; of those that could be bound in part only, these ranges.
+
+        It costs little to ask again.
+        """
+        forwards = self._binder.forwards
+        unknown = {id(forward): set[int]() for forward in forwards if id(forward) not in self._runs}
+        named = chain.from_iterable(self._named.get(key, ()) for key in unknown)
+        has_spare = any(id(forward) in unknown and forward.binding is Binding.SPARE for forward in forwards)
+        for port in chain(named, self.spare if has_spare else ()):
+            ports = unknown.get(id(port.forward))
+            if ports is not None:
+                ports.add(port.port)
+        for forward in forwards if unknown else ():
+            if id(forward) in unknown:
+                self._runs[id(forward)] = [
+                    evolve(forward, first=run.start, last=run.stop - 1, target=forward.target_of(run.start))
+                    for run in runs(sorted(unknown[id(forward)]))
+                ]
+        return [run for forward in forwards for run in self._runs[id(forward)]]
+
+    @property
+    def named(self) -> list[TcpPort | UdpPort]:
+        """Those that are not spare ones."""
+        return [*chain.from_iterable(self._named.values())]
 
     @property
     def descriptors(self) -> int:
         """How many there are of this process's."""
-        return len(self._named) + len(self.spare)
+        return self._named_count + len(self.spare)
+
+    @property
+    def readiness(self) -> Readiness:
+        """Where their sockets are watched."""
+        return self._readiness
 
     @property
     def receiver(self) -> Receiver | None:
@@ -242,24 +301,33 @@ class PortListeners:
 
     def close(self) -> None:
         """Close all sockets."""
-        for port in chain(self._named, self.spare):
+        for port in chain(*self._named.values(), self.spare):
             port.socket.close()
         self._named.clear()
+        self._named_count = 0
         self.spare.clear()
+        self._runs.clear()
         self._udp_ports = {4: {}, 16: {}}
         self._readiness.close()
 
     def open_port(self, opener: Opener, port: int) -> None:
         """Have another socket.  Raises OSError."""
-        sock, forward = opener.open(port), opener.forward
+        sock, forward = self._side.open(opener, port), opener.forward
         found: TcpPort | UdpPort
         try:
             found = (TcpPort if forward.protocol is Protocol.TCP else UdpPort)(sock, forward, port, self)
+            if isinstance(found, UdpPort):
+                expect_bulk(sock)
             self._readiness.watch(sock.fileno(), found, events=READABLE, edge_triggered=False)
         except BaseException:
             sock.close()
             raise
-        (self.spare if forward.binding is Binding.SPARE else self._named).append(found)
+        self._runs.pop(id(forward), None)
+        if forward.binding is Binding.SPARE:
+            self.spare.append(found)
+        else:
+            self._named.setdefault(id(forward), []).append(found)
+            self._named_count += 1
         if isinstance(found, UdpPort):
             by_target = self._udp_ports[4 if opener.family == socket.AF_INET else 16]
             others = by_target.get(found.target, ())
@@ -270,18 +338,33 @@ class PortListeners:
         """Close the spare one that was opened last."""
         self._close(self.spare.pop())
 
+    def close_all_of(self, forward: PortForward) -> None:
+        """Close all of this forward, which is not a spare one."""
+        ports = self._named.pop(id(forward), [])
+        self._named_count -= len(ports)
+        for port in ports:
+            self._close(port)
+        self._runs.pop(id(forward), None)
+
     def close_all_at(self, interface: str) -> None:
         """Close all that are of forwards with this interface."""
-        for ports in (self._named, self.spare):
-            closed = [port for port in ports if port.forward.interface == interface]
-            ports[:] = [port for port in ports if port.forward.interface != interface]
-            for port in closed:
-                self._close(port)
+        for forward in self._binder.forwards:
+            if forward.interface == interface:
+                self.close_all_of(forward)
+        closed = [port for port in self.spare if port.forward.interface == interface]
+        self.spare[:] = [port for port in self.spare if port.forward.interface != interface]
+        for port in closed:
+            self._close(port)
 
     def _close(self, port: TcpPort | UdpPort) -> None:
+        self._runs.pop(id(port.forward), None)
         if isinstance(port, UdpPort):
             by_target = self._udp_ports[4 if port.socket.family == socket.AF_INET else 16]
-            by_target[port.target] = tuple(other for other in by_target[port.target] if other is not port)
+            others = tuple(other for other in by_target[port.target] if other is not port)
+            if others:
+                by_target[port.target] = others
+            else:
+                del by_target[port.target]
             self._parked.pop(port, None)
             self._heard.pop(port, None)
         self._readiness.forget(port.socket.fileno())
@@ -305,7 +388,10 @@ class PortListeners:
                 sockets.reset(host)
                 continue
             try:
-                sockets.prepare_tcp(host)
+                if not port.is_prepared:
+                    sockets.prepare_tcp(host)
+                    sockets.prepare_tcp(port.socket)
+                    port.is_prepared = True
                 self.receiver.on_connection(host, Endpoint.of(name), port.target)
             except OSError as error:
                 log.debug("connection from %s: %s", name, error)

@@ -1,4 +1,7 @@
-"""How the sockets of forwarded ports are made: an `Opener` makes those of one forward in one address family."""
+"""How the sockets of forwarded ports are made: an `Opener` makes those of one forward in one address family.
+
+It may do so in a process of its own, which has little memory (see `host.side`): nothing large is imported here.
+"""
 
 import errno
 import os
@@ -11,7 +14,6 @@ from operator import itemgetter
 
 from trio_passt.config import PortForward, Protocol
 from trio_passt.host import error_queue
-from trio_passt.host.datagrams import IP_PKTINFO, expect_bulk
 from trio_passt.host.holder import BoundPort
 
 BACKLOG = 1024
@@ -23,34 +25,41 @@ MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROT
 OF_THE_PLACE = MISSING_FAMILY | {errno.ENODEV}
 """Errors about an address, an interface or a family: they are the same for all its ports."""
 
-IP_FREEBIND, IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h; not in Python's socket module
+IP_PKTINFO, IP_FREEBIND, IPV6_FREEBIND = 8, 15, 78  # linux/in.h, linux/in6.h; not in Python 3.11's socket module
 
 _WILDCARD: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_LOOPBACK: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 class Opener:
     """Makes the sockets of one forward in one family, bound, and listening if they are TCP's."""
 
-    __slots__ = ("_address", "_host", "_is_tcp", "_kind", "_options", "family", "forward")
+    __slots__ = ("_address", "_host", "_is_tcp", "_kind", "_options", "_place", "family", "forward")
 
-    def __init__(self, forward: PortForward, family: socket.AddressFamily, *, freebind: bool) -> None:
+    def __init__(
+        self, forward: PortForward, family: socket.AddressFamily, *, freebind: bool, on_loopback: bool = False
+    ) -> None:
         self.forward = forward
         self.family = family
         self._is_tcp = forward.protocol is Protocol.TCP
         kind = socket.SOCK_STREAM if self._is_tcp else socket.SOCK_DGRAM
         self._kind = kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        self._host = str(forward.address or _WILDCARD[family])
+        self._host = str(forward.address or (_LOOPBACK if on_loopback else _WILDCARD)[family])
         self._address = ip_address(self._host)
+        self._place = " in the namespace" if on_loopback else ""
         self._options = tuple(_options(forward, is_ipv6=family == socket.AF_INET6, freebind=freebind))
 
     @classmethod
-    def all_of(cls, forward: PortForward, *, freebind: bool) -> list["Opener"]:
-        """One for each family that the forward is of."""
+    def all_of(cls, forward: PortForward, *, freebind: bool, on_loopback: bool = False) -> list["Opener"]:
+        """One for each family that the forward is of.
+
+        `on_loopback`, of those in a namespace: where a forward names no address, loopback is meant.
+        """
         if forward.address is None:
             families = [socket.AF_INET, socket.AF_INET6]
         else:
             families = [socket.AF_INET6 if isinstance(forward.address, IPv6Address) else socket.AF_INET]
-        return [cls(forward, family, freebind=freebind) for family in families]
+        return [cls(forward, family, freebind=freebind, on_loopback=on_loopback) for family in families]
 
     def open(self, port: int) -> socket.socket:
         """A socket of this port of the host's.  Raises OSError."""
@@ -61,8 +70,6 @@ class Opener:
             sock.bind(self._name(port))
             if self._is_tcp:
                 sock.listen(BACKLOG)
-            else:
-                expect_bulk(sock)  # not for one that can't be bound: the kernel patches its code for the first and last
         except BaseException:
             sock.close()
             raise
@@ -76,8 +83,9 @@ class Opener:
 
     @property
     def where(self) -> str:
-        """What is bound of the host: `192.0.2.1%eth0`."""
-        return self._host + (f"%{self.forward.interface}" if self.forward.interface is not None else "")
+        """What is bound of the host: `192.0.2.1%eth0`; or of the namespace."""
+        interface = f"%{self.forward.interface}" if self.forward.interface is not None else ""
+        return self._host + interface + self._place
 
     def bound(self, port: int) -> BoundPort:
         """What somebody else has who has this port."""

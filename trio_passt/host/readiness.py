@@ -11,13 +11,17 @@ anything to do: no task that could run, none that waits to write, no deadline in
 would do at that moment, only nearer.  Every `LINGER_MOST_S` Trio gets to look for itself; so a deadline that an event
 brings about may be met so much later.
 
-What is not urgent waits for that (`later`): a new flow's task, and the end of one.  Each would be a round through the
-scheduler for every connection that is opened and closed; so it is one for all of the last few milliseconds.
+What is not urgent waits until there is time (`later`): a new flow's task, and the end of one.  Each would be a round
+through the scheduler for every connection that is opened and closed; so it is one for all of the last few milliseconds,
+and a flow that has ended by then needs no task at all.
 
 To be woken by the kernel costs time, too, and caches that another process has filled meanwhile.  So where the last
 answer came within `SPIN_S`, the next one is polled for as long, on a machine with more than one processor, before the
 kernel is asked to wake us.  One that does not come in time ends this until answers are quick again: no more than that
 is spent in vain.  It is not done for bulk data, whose batches had better grow while others have the processor.
+
+One set may be within another (`include`): then whoever waits for the events of the outer one has the inner one's, too,
+and a new connection is not kept waiting until it is Trio's turn.
 """
 
 import logging
@@ -44,6 +48,9 @@ LINGER_S = 0.001
 
 LINGER_MOST_S = 0.003
 """Then it is Trio's turn: its tasks that wait for something to read are kept waiting for little longer than this."""
+
+LATER_MOST_S = 0.005
+"""What is not urgent waits for no longer than about this."""
 
 SPIN_S = 0.0002
 """Answers of a peer on this machine, or near it, take less."""
@@ -85,6 +92,10 @@ class Readiness:
         self._moved_bytes = 0
         self._is_delivering = False
         self._later: list[Callable[[], None]] = []
+        self._later_since = 0.0
+        self._outer: Readiness | None = None
+        self._waiting: trio.CancelScope | None = None
+        self._news = trio.Event()
 
     def watch(self, fd: int, on_event: Callable[[int], None], *, events: int, edge_triggered: bool = True) -> None:
         """Call `on_event(mask)` when any of `events` happens at `fd`; errors are always reported.
@@ -112,13 +123,38 @@ class Readiness:
         """Deliver nothing for a while after the present round: a callback can do nothing about its event now."""
         self._pause_s = max(self._pause_s, seconds)
 
+    def include(self, inner: "Readiness") -> None:
+        """Deliver the events of `inner`, which does not linger, together with one's own; its own task rests meanwhile.
+
+        Raises OSError as `watch` does.
+        """
+        self.watch(inner._epoll.fileno(), inner._on_outer_event, events=READABLE, edge_triggered=False)
+        inner._outer = self
+        if inner._waiting is not None:
+            inner._waiting.cancel()
+
+    def exclude(self, inner: "Readiness") -> None:
+        """Leave it to itself again."""
+        if inner._outer is self:
+            self.forget(inner._epoll.fileno())
+            inner._outer = None
+            inner._news.set()
+
+    def _on_outer_event(self, _mask: int) -> None:
+        self._deliver(0)
+        if self._pause_s and self._outer is not None:
+            self._outer.suspend(self._epoll.fileno())
+            self._news.set()
+
     def moved(self, count: int) -> None:
         """Say, from a callback, that so many bytes went from one side to the other."""
         self._moved_bytes += count
 
     def later(self, callback: Callable[[], None]) -> None:
-        """Call back when it is Trio's turn anyway, soon; at once, if no event is being delivered."""
+        """Call back when there is time, within `LATER_MOST_S`; at once, if no event is being delivered."""
         if self._is_delivering:
+            if not self._later:
+                self._later_since = time.monotonic()
             self._later.append(callback)
         else:
             callback()
@@ -132,12 +168,19 @@ class Readiness:
                 if self._pause_s:
                     pause_s, self._pause_s = self._pause_s, 0.0
                     await trio.sleep(pause_s)
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    if self._outer is not None:
+                        self._outer.resume(self._epoll.fileno(), events=READABLE)
+                if self._lingers:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                elif not await self._is_readable():
+                    continue
                 self._is_delivering = True
                 try:
                     self._deliver(0)
-                    if self._lingers:
-                        self._linger()
+                    while self._lingers and self._linger():
+                        if time.monotonic() - self._later_since >= LATER_MOST_S:
+                            self._do_what_was_left()
+                        await trio.lowlevel.checkpoint()
                 finally:
                     self._is_delivering = False
                     self._do_what_was_left()
@@ -145,30 +188,54 @@ class Readiness:
             if self._lingers:
                 trio.lowlevel.remove_instrument(self._others)
 
+    async def _is_readable(self) -> bool:
+        """Wait for events, or for news about whose it is to do so; whether there are events."""
+        if self._outer is not None:
+            await self._news.wait()
+            self._news = trio.Event()
+            return False
+        with trio.CancelScope() as self._waiting:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+        has_events = not self._waiting.cancelled_caught
+        self._waiting = None
+        return has_events
+
     def _do_what_was_left(self) -> None:
         later, self._later = self._later, []
         for callback in later:
             callback()
 
-    def _linger(self) -> None:
-        """Deliver what comes next, for as long as it comes quickly and nobody else is kept waiting."""
+    def _linger(self) -> bool:
+        """Deliver what comes next, for as long as it comes quickly and nobody else is kept waiting.
+
+        True if it still does, for all that is known, and it is only that Trio is to look for itself.
+        """
         statistics = trio.lowlevel.current_statistics()
         if _somebody_writes(statistics):
-            return
-        until = time.monotonic() + min(LINGER_MOST_S, statistics.seconds_to_next_deadline)
+            return False
+        now = time.monotonic()
+        deadline = now + statistics.seconds_to_next_deadline
+        until = min(now + LINGER_MOST_S, deadline)
         while not (self._others.tasks or self._pause_s):
             now = time.monotonic()
-            if now >= until or not (self._deliver(0) or self._wait(now, until)):
-                return
+            if now >= until:
+                return until < deadline
+            if self._deliver(0) or self._spin(now):
+                continue
+            if until - now < LINGER_S:
+                return until < deadline
+            if not self._deliver(LINGER_S):
+                return False
+        return False
 
-    def _wait(self, since: float, until: float) -> bool:
-        """Deliver the next events; false if there are none in time."""
+    def _spin(self, since: float) -> bool:
+        """Poll for the next events, if the last ones were quick; false if there are none in time."""
         if self._spins:
             while time.monotonic() < since + SPIN_S:
                 if self._deliver(0):
                     return True
             self._spins = False
-        return until - since >= LINGER_S and self._deliver(LINGER_S)
+        return False
 
     def _deliver(self, timeout_s: float) -> bool:
         """Fetch the events, waiting for so long, and call back; false if there were none."""

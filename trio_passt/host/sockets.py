@@ -38,6 +38,7 @@ _MEMINFO_BYTES, _MEMINFO_DROPS_AT = 36, 32
 _TCP_INFO_BYTES = 104
 _TCP_INFO_RTT_AT = 68
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _INT = struct.Struct("i")
 
 
@@ -51,13 +52,14 @@ def start_tcp_connection(peer: Endpoint, way: Way | None = None) -> socket.socke
 
     Raises OSError for what fails at once (refused on loopback, unreachable, no descriptors left, no such `way`).
     """
-    sock = socket.socket(peer.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = socket.socket(peer.family, _STREAM)
     try:
         prepare_tcp(sock)
         if way is not None:
             way.bind(sock)
-        with contextlib.suppress(BlockingIOError):
-            sock.connect(peer.sockaddr())
+        number = sock.connect_ex(peer.sockaddr())
+        if number not in (0, errno.EINPROGRESS):
+            raise OSError(number, os.strerror(number))
     except BaseException:
         sock.close()
         raise

@@ -37,6 +37,9 @@ class OpenPorts(TypingProtocol):
     def close_last_spare(self) -> None:
         """Close the spare one that was opened last."""
 
+    def close_all_of(self, forward: PortForward) -> None:
+        """Close all of this forward, which is not a spare one."""
+
     def close_all_at(self, interface: str) -> None:
         """Close all that are of forwards with this interface."""
 

@@ -13,6 +13,7 @@ frames that were gathered.  The link keeps the rest, and finishes it before anyt
 that does so, and that calls the callbacks; it belongs in the nursery of whatever owns the link.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -29,6 +30,10 @@ class Link(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """What the link does by itself; constant."""
+
+    @property
+    def drops(self) -> Counter[str]:
+        """How many frames were dropped, by reason: those that the link itself drops, and all others of its guest's."""
 
     async def receive_batch(self) -> FrameBatch:
         """All frames that are there, at least one.  Raises `LinkClosed`; one task at a time."""

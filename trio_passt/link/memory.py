@@ -5,7 +5,7 @@ should.
 """
 
 import sys
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 import trio
@@ -39,6 +39,7 @@ class MemoryLink:
         capacity_frames: int | None = None,
         capacity_bytes: int | None = None,
     ) -> None:
+        self.drops: Counter[str] = Counter()
         self._capabilities = capabilities
         self._capacity_frames = capacity_frames
         self._capacity_bytes = capacity_bytes

@@ -27,7 +27,7 @@ import select
 import socket
 import sys
 import termios
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -73,6 +73,7 @@ class StreamLink:
             _raise_buffer(sock, option)
         self._send_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._room_bytes = 0
+        self.drops: Counter[str] = Counter()
         self._socket = sock
         self._closed: str | None = None
         self._buffer = bytearray(BUFFER_BYTES)

@@ -1,5 +1,6 @@
 """A link that does what another one does, while somebody sees all frames that pass: the base of capture and trace."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from trio_passt.link.base import Link
@@ -24,6 +25,11 @@ class WatchedLink:
     def capabilities(self) -> Capabilities:
         """Those of the other link."""
         return self._link.capabilities
+
+    @property
+    def drops(self) -> Counter[str]:
+        """Those of the other link."""
+        return self._link.drops
 
     async def receive_batch(self) -> FrameBatch:
         """A batch from the guest, seen."""

@@ -196,6 +196,10 @@ class Bridge:
         """Both ways are closed and acknowledged."""
         return closing.is_finished(self.from_guest.state, self.to_guest.state)
 
+    def guest_has_ended(self) -> bool:
+        """The guest has closed its way, and all that it sent is the host's kernel's."""
+        return self.from_guest.state in (FromGuestState.DELIVERED, FromGuestState.ACKNOWLEDGED)
+
     # -- what to do ------------------------------------------------------------------------------------------------
 
     def write_to_host(self, now: float) -> None:
@@ -312,7 +316,7 @@ class Bridge:
             if to_guest.window == 0 and not to_guest.in_flight:
                 to_guest.window_closed(now)
             return 0
-        view = queue.peek(offset, min(room, to_guest.whole_segments(min(most, PEEK_BYTES))))
+        view = queue.peek(offset, min(room, self._output.whole_frames(min(most, PEEK_BYTES), to_guest.mss)))
         if view is None:
             return 0
         if not view:

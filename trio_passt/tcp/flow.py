@@ -145,6 +145,11 @@ class TcpFlow:
         """Whether its life has ended, though its task may not have found out yet: it takes no segments any more."""
         return self._life.is_over
 
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether it is over, and its task has nothing to raise."""
+        return self._life.has_ended_well
+
     def wake(self) -> None:
         """There is something in the inbox; or, of a new flow: it may begin at once."""
         self._life.ring()
@@ -180,6 +185,10 @@ class TcpFlow:
             log.debug("%s: %s", self.key, error)
             self._reset_host()
             await self._reset_guest(error)
+        except GeneratorExit:
+            if self._bridge is not None and self._bridge.guest_has_ended():
+                self._close_host()  # its program is done, and takes it for sent: so it is
+            raise
         finally:
             self._reset_host()
             self._output.close()

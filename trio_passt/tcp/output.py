@@ -59,6 +59,11 @@ class Output:
         share = min(max(ROUND_BYTES // (1 + link.waiting), LEAST_SHARE_BYTES), TURN_BYTES)
         return max(min(share, link.room_bytes), mss)
 
+    def whole_frames(self, size: int, mss: int) -> int:
+        """`size` without what would be left over for a small frame at the end."""
+        full = self._headers.payload_per_frame(mss)
+        return size - size % (full if full <= size else mss)
+
     @property
     def waits_for_link(self) -> bool:
         """Whether nothing can be sent until `on_room` is called."""

@@ -117,10 +117,6 @@ class ToGuest:
             return 0
         return room
 
-    def whole_segments(self, size: int) -> int:
-        """`size` without what would be left over for a small segment at the end."""
-        return size - size % self.mss
-
     def sent(self, count: int, now: float) -> None:
         """`count` bytes from `next` on went out (for a FIN: `fin_sent`)."""
         new_data = self.next == self.highest

@@ -18,17 +18,18 @@ so nothing that broken runs could make slow.
 """
 
 import struct
+from collections.abc import Iterator
 from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from trio_passt.wire import bulk_datagrams, columns, tcp
+from trio_passt.wire import bulk_datagrams, columns, finish, plain, tcp
 from trio_passt.wire.checksum import Buffer
-from trio_passt.wire.columns import Offsets, Stretch, Words
+from trio_passt.wire.columns import Offloads, Offsets, Stretch, Words
 from trio_passt.wire.ethernet import EtherType
-from trio_passt.wire.frames import FrameBatch
+from trio_passt.wire.frames import FrameBatch, Segmentation
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.joined import Item, JoinedSegments
 from trio_passt.wire.tcp import TcpSegment
@@ -61,6 +62,7 @@ class _Layout:
     length: tuple[int, int]
     length_beyond: int
     protocol: tuple[int, int]
+    segmentation: Segmentation
     fields: struct.Struct
     shape: Words
     mask: Words
@@ -81,6 +83,7 @@ _IPV4 = _Layout(
     length=(3, 0),
     length_beyond=40,
     protocol=(5, 16),
+    segmentation=Segmentation.TCPV4,
     fields=struct.Struct("!6x6s14x4s4sHHII2xH"),
     #            MAC, EtherType, version TOS, length, id, DF, TTL protocol, sum
     shape=columns.pattern("0000 0800 4500 0000 0000 0000 0006 0000"),
@@ -96,6 +99,7 @@ _IPV6 = _Layout(
     length=(4, 16),
     length_beyond=20,
     protocol=(4, 8),
+    segmentation=Segmentation.TCPV6,
     fields=struct.Struct("!6x6s10x16s16sHHII2xH"),
     #            MAC, EtherType, version class flow, length, next hops, address
     shape=columns.pattern("0000 86dd 60000000 0000 0600 00000000"),
@@ -132,9 +136,22 @@ def join(batch: FrameBatch) -> list[Item]:
             done |= frames.right
         else:
             done |= bulk_datagrams.find(batch, stretches, starts, layout, placed)
-    placed += [(index, view[slice(*bounds[index])]) for index in (~done).nonzero()[0].tolist()]
+    left = (~done).nonzero()[0].tolist()
+    if batch.offloads is None:
+        placed += [(index, view[slice(*bounds[index])]) for index in left]
+    else:
+        placed += _finished(batch, view, left)
     placed.sort(key=_PLACE)
     return [item for _, item in placed]
+
+
+def _finished(batch: FrameBatch, view: memoryview, indices: list[int]) -> Iterator[tuple[int, Item]]:
+    """These frames, with what was left to do done."""
+    assert batch.offloads is not None
+    for index in indices:
+        frame, offload = view[slice(*batch.bounds[index])], batch.offloads[index]
+        for item in [frame] if offload is None else finish.as_items(frame, offload):
+            yield index, item
 
 
 def _likeliest_first(first: memoryview) -> tuple[_Layout | bulk_datagrams.Layout, ...]:
@@ -151,7 +168,7 @@ class _Frames:
     `right` says which of them are: plain, and with right checksums.
     """
 
-    __slots__ = ("has_plain_ip", "layout", "right", "sizes", "starts", "words")
+    __slots__ = ("has_plain_ip", "layout", "right", "segment_counts", "sizes", "starts", "words")
 
     def __init__(self, batch: FrameBatch, stretches: list[Stretch], starts: Offsets, layout: _Layout) -> None:
         self.layout = layout
@@ -168,23 +185,26 @@ class _Frames:
             begins = [part.first for part in stretches]
             has_some = np.logical_or.reduceat(self.right, begins).tolist()
             stretches = [part for part, has_it in zip(stretches, has_some, strict=True) if has_it]
-        self.right &= self._has_right_payload(batch, stretches)
+        place = (layout.header_bytes - tcp.HEADER_BYTES, plain.TCP_CHECKSUM_AT)
+        offloads = columns.offloads(batch, *place, layout.segmentation)
+        self.right &= self._has_right_payload(batch, stretches, offloads)
+        self.segment_counts = None if offloads is None else offloads.segment_counts(self.sizes)
 
     def field(self, word: int, shift: int, mask: int) -> Words:
         """A field of the header."""
         field: Words = (self.words[word] >> shift) & mask
         return field
 
-    def _has_right_payload(self, batch: FrameBatch, stretches: list[Stretch]) -> Flags:
+    def _has_right_payload(self, batch: FrameBatch, stretches: list[Stretch], offloads: Offloads | None) -> Flags:
         """Whether the frame, in one of these stretches, is as long as IP says, with a right checksum.
 
-        That may be left to the link.
+        Of frames with an offload, those are right which it answers for.
         """
         at, header_bytes = self.layout.addresses_at, self.layout.header_bytes
         sums = np.zeros(len(batch), np.uint64)
         rooms = np.empty(len(batch), np.uint32)
         rooms.fill(_NO_ROOM)
-        for part in stretches:
+        for part, has_to_be_summed in zip(stretches, columns.to_verify(stretches, offloads), strict=True):
             if part.frame_bytes < header_bytes:
                 continue
             place = slice(part.first, part.first + part.frames)
@@ -192,12 +212,11 @@ class _Frames:
             if part.frame_bytes == columns.SHORTEST_FRAME_BYTES:
                 rooms[place] = np.minimum(rooms[place], self.sizes[place])
                 columns.add_up_padded(batch.data, part, at, rooms[place] + (header_bytes - at), sums[place])
-            else:
+            elif has_to_be_summed:
                 columns.add_up(batch.data, part, at, sums[place])
         is_right: Flags = (sums * 256 + (self.sizes + (tcp.HEADER_BYTES + IPProtocol.TCP))) % 65535 == 0
-        if batch.offloads is not None:
-            is_right |= [offload is not None for offload in batch.offloads]
-            is_right &= [offload is None or not offload.segment_bytes for offload in batch.offloads]
+        if offloads is not None:
+            is_right = np.where(offloads.some, offloads.answered, is_right)
         is_right &= self.sizes == rooms
         return is_right
 
@@ -216,10 +235,12 @@ def _runs(frames: _Frames, view: memoryview) -> list[tuple[int, JoinedSegments]]
     flags = np.bitwise_or.reduceat(words[-1] >> 16, begins) & (tcp.ACK | tcp.PSH)
     of_each = (firsts, right.take(firsts), begins, flags, np.add.reduceat(duplicates, begins))
     sorted_frames = _Sorted(view, layout, frames.starts.take(order), sizes)
+    counts = frames.segment_counts
+    segments = None if counts is None else np.add.reduceat(counts.take(order), begins).tolist()
     return [
-        (first, sorted_frames.join(begin, stop, flags, duplicates))
-        for first, is_right, begin, flags, duplicates, stop in zip(
-            *(column.tolist() for column in of_each), stops, strict=True
+        (first, sorted_frames.join(begin, stop, flags, duplicates, stop - begin if segments is None else segments[run]))
+        for run, (first, is_right, begin, flags, duplicates, stop) in enumerate(
+            zip(*(column.tolist() for column in of_each), stops, strict=True)
         )
         if is_right
     ]
@@ -280,8 +301,8 @@ class _Sorted:
         self._starts = offsets.tolist()
         self._sizes = sizes.tolist()
 
-    def join(self, begin: int, stop: int, flags: int, duplicates: int) -> JoinedSegments:
-        """The run from frame `begin` to before `stop`."""
+    def join(self, begin: int, stop: int, flags: int, duplicates: int, segments: int) -> JoinedSegments:
+        """The run from frame `begin` to before `stop`, which stand for so many `segments`."""
         view, starts, unpack = self._view, self._starts, self._layout.fields.unpack_from
         mac, source, destination, source_port, destination_port, seq, ack, window = unpack(view, starts[begin])
         payload: Buffer = b""
@@ -292,7 +313,7 @@ class _Sorted:
         elif stop - begin > 1:
             *_, ack, window = unpack(view, starts[stop - 1])
         numbers = (source_port, destination_port, seq, ack, flags, window)
-        segment = TcpSegment(*numbers, payload, tcp.NO_OPTIONS, stop - begin, more)
+        segment = TcpSegment(*numbers, payload, tcp.NO_OPTIONS, segments, more)
         return JoinedSegments(mac, (source, source_port, destination, destination_port), segment, duplicates)
 
     def _payload(self, begin: int, stop: int) -> list[memoryview]:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from trio_passt.wire import columns, ethernet, plain, udp
-from trio_passt.wire.columns import Offsets, Stretch, Words
+from trio_passt.wire import columns, ethernet, finish, plain, udp
+from trio_passt.wire.columns import Offloads, Offsets, Stretch, Words
 from trio_passt.wire.ethernet import EtherType
-from trio_passt.wire.frames import FrameBatch
+from trio_passt.wire.frames import MOST_DATAGRAMS, FrameBatch, Segmentation
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.joined import Item, JoinedDatagrams
 
@@ -95,25 +95,37 @@ def find(
     right &= words[layout.compared[0]] & layout.hop_limit_mask != 0
     if layout is IPV4:
         right &= np.add.reduce(words[columns.IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
-    right &= _has_right_payload(batch, stretches, layout, lengths, words[_LENGTH_AND_SUM] & 0xFFFF)
+    place = (layout.header_bytes - udp.HEADER_BYTES, plain.UDP_CHECKSUM_AT)
+    offloads = columns.offloads(batch, *place, Segmentation.UDP)
+    right &= _has_right_payload(batch, stretches, layout, lengths, words[_LENGTH_AND_SUM] & 0xFFFF, offloads)
+    segment_sizes = None if offloads is None else offloads.sizes
+    if segment_sizes is not None:
+        right &= (segment_sizes == 0) | (
+            segment_sizes * MOST_DATAGRAMS >= lengths + layout.header_bytes - udp.HEADER_BYTES
+        )
     indices = right.nonzero()[0]
     if len(indices):
-        _place(memoryview(batch.data).toreadonly(), layout, words, starts, lengths, indices, placed)
+        _place(memoryview(batch.data).toreadonly(), layout, words, starts, lengths, indices, placed, segment_sizes)
     return right
 
 
 def _has_right_payload(
-    batch: FrameBatch, stretches: list[Stretch], layout: Layout, lengths: Words, fields: Words
+    batch: FrameBatch,
+    stretches: list[Stretch],
+    layout: Layout,
+    lengths: Words,
+    fields: Words,
+    offloads: Offloads | None,
 ) -> Flags:
     """Whether the frame is as long as IP says, with a right checksum, or, over IPv4, none.
 
-    The checksum may be left to the link.
+    Of frames with an offload, those are right which it answers for.
     """
     at, header_bytes = layout.addresses_at, layout.header_bytes
     sizes = lengths - udp.HEADER_BYTES
     sums = np.zeros(len(batch), np.uint64)
     fits = np.zeros(len(batch), np.bool_)
-    for part in stretches:
+    for part, has_to_be_summed in zip(stretches, columns.to_verify(stretches, offloads), strict=True):
         if part.frame_bytes < header_bytes:
             continue
         place = slice(part.first, part.first + part.frames)
@@ -125,14 +137,15 @@ def _has_right_payload(
             )
         else:
             fits[place] = sizes[place] == room
-            columns.add_up(batch.data, part, at, sums[place])
+            if has_to_be_summed:
+                columns.add_up(batch.data, part, at, sums[place])
     is_right: Flags = (sums * 256 + (lengths + int(IPProtocol.UDP))) % 65535 == 0
-    is_right &= fields != 0
     if layout is IPV4:
         is_right |= fields == 0
-    if batch.offloads is not None:
-        is_right |= [offload is not None for offload in batch.offloads]
-        is_right &= [offload is None or not offload.segment_bytes for offload in batch.offloads]
+    if offloads is not None:
+        is_right = np.where(offloads.some, offloads.answered, is_right)
+    if layout is IPV6:
+        is_right &= fields != 0
     is_right &= fits
     return is_right
 
@@ -145,6 +158,7 @@ def _place(
     lengths: Words,
     indices: npt.NDArray[np.int64],
     placed: list[tuple[int, Item]],
+    segment_sizes: Offsets | None,
 ) -> None:
     """The frames of these indices as runs, each with the index of its first frame."""
     order = indices.take(columns.hashes(words[layout.ends].take(indices, axis=1)).argsort(kind="stable"))
@@ -166,5 +180,22 @@ def _place(
             view[places[index] + ethernet.HEADER_BYTES : places[index] + end_beyond + sizes[index]]
             for index in (begin, stop - 1)
         )
+        if segment_sizes is not None:
+            cuts = [segment_sizes[index] for index in firsts[begin:stop]]
+            payloads, first, last = _cut(payloads, cuts, first, last)
         ends = (source, source_port, destination, destination_port)
         placed.append((firsts[begin], JoinedDatagrams(mac, ends, hop_limit, payloads, first, last)))
+
+
+def _cut(
+    payloads: list[memoryview], sizes: list[int], first: memoryview, last: memoryview
+) -> tuple[list[memoryview], memoryview, memoryview]:
+    """The payloads in datagrams of these sizes (0: as they are); the packet of the first one, and of the last."""
+    pieces: list[memoryview] = []
+    for payload, size in zip(payloads, sizes, strict=True):
+        pieces += finish.cut_payload(payload, size)
+    if sizes[0]:
+        first = finish.first_of(first, payloads[0], sizes[0])
+    if sizes[-1]:
+        last = finish.last_of(last, payloads[-1], sizes[-1])
+    return pieces, first, last

@@ -15,7 +15,8 @@ Datagrams of UDP are not joined to one another, but those of one flow come toget
 What is joined is exactly what the frame-by-frame path would have given: a run of data is the concatenation; of a run of
 acknowledgements the last one counts, and it is followed by `duplicates` exact copies of it.  A FIN stays alone.
 Everything that is not plain, or not right, is left as the frame that it came in: options, SYN, RST, fragments, wrong
-checksums.
+checksums.  If its sender had left work on it to the link, that is done now (`finish`): it becomes the frame, or frames,
+that it stands for.  If that can't be done, what is wrong with it takes its place.
 
 *Order.*  What belongs to one connection stays in order, joined or not, and so does what is neither TCP nor UDP.  Items
 of different connections may change places: a run comes where its first frame came.  No run of segments goes on across a
@@ -23,7 +24,8 @@ frame of which it is not plain to see whether it belongs to the same connection.
 order; those that are not plain (in fragments, with options) may come later than they were sent, as UDP's may.
 """
 
-from trio_passt.wire import bulk, plain, tcp
+from trio_passt.wire import bulk, finish, plain, tcp
+from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.joined import Item, JoinedDatagrams, JoinedSegments
 from trio_passt.wire.plain import Ends
@@ -48,20 +50,24 @@ def coalesce(batch: FrameBatch) -> list[Item]:
 
 
 def _one_by_one(batch: FrameBatch) -> list[Item]:
-    """What a link did not finish is left alone."""
-    if len(batch) == 1 or batch.offloads is not None:
+    offloads = batch.offloads
+    if len(batch) == 1 and offloads is None:
         return list(batch)
-    items: list[memoryview | _Run | JoinedDatagrams] = []
+    items: list[memoryview | _Run | JoinedDatagrams | MalformedPacket] = []
     runs: dict[Ends, _Run] = {}
     datagrams: dict[Ends, JoinedDatagrams] = {}
-    for frame in batch:
-        parsed = plain.parse(frame)
+    for index, frame in enumerate(batch):
+        offload = None if offloads is None else offloads[index]
+        parsed = plain.parse(frame, offload)
         if parsed is None:
-            if (datagram := plain.parse_datagram(frame)) is not None:
-                _add_datagram(items, datagrams, datagram)
+            if (datagram := plain.parse_datagram(frame, offload)) is not None:
+                _add_datagram(items, datagrams, datagram, 0 if offload is None else offload.segment_bytes)
                 continue
             runs.clear()
-            items.append(frame)
+            if offload is None:
+                items.append(frame)
+            else:
+                items += finish.as_items(frame, offload)
             continue
         mac, ends, segment = parsed
         run = runs.get(ends)
@@ -75,16 +81,26 @@ def _one_by_one(batch: FrameBatch) -> list[Item]:
 
 
 def _add_datagram(
-    items: "list[memoryview | _Run | JoinedDatagrams]", latest: dict[Ends, JoinedDatagrams], datagram: plain.Datagram
+    items: "list[memoryview | _Run | JoinedDatagrams | MalformedPacket]",
+    latest: dict[Ends, JoinedDatagrams],
+    datagram: plain.Datagram,
+    segment_bytes: int,
 ) -> None:
-    """To the latest ones of its flow, if source MAC and hop limit are the same, or as the first of others."""
+    """To the latest ones of its flow, if source MAC and hop limit are the same, or as the first of others.
+
+    With `segment_bytes`, it stands for several of that size.
+    """
     mac, ends, hop_limit, payload, packet = datagram
+    payloads, last = [payload], packet
+    if segment_bytes:
+        payloads, last = finish.cut_payload(payload, segment_bytes), finish.last_of(packet, payload, segment_bytes)
     before = latest.get(ends)
     if before is not None and before.hop_limit == hop_limit and before.mac == mac:
-        before.payloads.append(payload)
-        before.last = packet
+        before.payloads += payloads
+        before.last = last
     else:
-        latest[ends] = run = JoinedDatagrams(mac, ends, hop_limit, [payload], packet, packet)
+        first = finish.first_of(packet, payload, segment_bytes) if segment_bytes else packet
+        latest[ends] = run = JoinedDatagrams(mac, ends, hop_limit, payloads, first, last)
         items.append(run)
 
 
@@ -102,7 +118,7 @@ class _Run:
         self._flags = segment.flags
         self._window = segment.window
         self._more: list[memoryview] = []
-        self._frames = 1
+        self._frames = segment.frames
         self._duplicates = 0
 
     def takes(self, mac: bytes, segment: TcpSegment) -> bool:
@@ -126,12 +142,12 @@ class _Run:
                 return False
             self._ack, self._window = segment.ack, segment.window
         self._flags |= segment.flags
-        self._frames += 1
+        self._frames += segment.frames
         return True
 
     def joined(self) -> JoinedSegments:
         segment = self._first
-        if self._frames > 1:
+        if self._frames > segment.frames:
             segment = TcpSegment(
                 segment.source_port,
                 segment.destination_port,

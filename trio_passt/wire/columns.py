@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trio_passt.wire.checksum import Buffer
+from trio_passt.wire.frames import FrameBatch, Segmentation
 
 Words = npt.NDArray[np.uint32]
 Sums = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 _WORD = np.dtype("<u4")
 _SUM = np.dtype(np.uint64)
@@ -48,6 +50,53 @@ class Stretch(NamedTuple):
     frame_bytes: int
     start: int
     stride: int
+
+
+class Offloads(NamedTuple):
+    """What `Offload` says of each frame of a batch, as far as one kind of packet is concerned.
+
+    `some`: there is one.  `answered`: it answers for the checksum, and may ask for segments.  `sizes`: of these, 0 for
+    none; `None` if no frame is to be cut.
+    """
+
+    some: Flags
+    answered: Flags
+    sizes: Offsets | None
+
+    def segment_counts(self, payload_sizes: Words) -> Offsets | None:
+        """How many segments each frame stands for, given the sizes of all payloads; `None`: each for one."""
+        if self.sizes is None:
+            return None
+        counts: Offsets = np.where(self.sizes, -(-payload_sizes.astype(np.int64) // np.maximum(self.sizes, 1)), 1)
+        return np.maximum(counts, 1)
+
+
+def offloads(batch: FrameBatch, transport_at: int, checksum_offset: int, segmentation: Segmentation) -> Offloads | None:
+    """For packets with the transport header there; `None` if no frame has an offload.
+
+    There are few different ones in a batch, so they are told by their identity.
+    """
+    if batch.offloads is None:
+        return None
+    different = {id(offload): offload for offload in batch.offloads if offload is not None}
+    answers = {
+        name: offload.answers_for(transport_at, checksum_offset, segmentation) for name, offload in different.items()
+    }
+    sizes = {name: offload.segment_bytes for name, offload in different.items() if offload.segment_bytes}
+    names = [id(offload) for offload in batch.offloads]
+    return Offloads(
+        np.array([name in answers for name in names], np.bool_),
+        np.array([answers.get(name, False) for name in names], np.bool_),
+        np.array([sizes.get(name, 0) for name in names], np.int64) if sizes else None,
+    )
+
+
+def to_verify(stretches: list[Stretch], offloads: Offloads | None) -> list[bool]:
+    """For each stretch, whether it may have frames whose checksums nobody answers for."""
+    if offloads is None:
+        return [True] * len(stretches)
+    unanswered: list[bool] = np.logical_or.reduceat(~offloads.some, [part.first for part in stretches]).tolist()
+    return unanswered
 
 
 def pattern(on_the_wire: str) -> Words:

@@ -21,12 +21,16 @@ MAX_FRAME_BYTES = 65535 + 14 + 4
 
 
 class Segmentation(Enum):
-    """What kind of segments the link shall cut a frame into (virtio 1.2 section 5.1.6.2, gso_type)."""
+    """What kind of segments the link shall cut a frame into (virtio 1.2 section 5.1.6, gso_type)."""
 
     NONE = 0
     TCPV4 = 1
     TCPV6 = 4
     UDP = 5
+
+
+MOST_DATAGRAMS = 1024
+"""That a frame may stand for.  In 64 KiB these are of 64 bytes; who has smaller ones wants to see us busy."""
 
 
 @frozen
@@ -35,6 +39,7 @@ class Offload:
 
     `checksum_start` is the offset in the frame from which to sum, `checksum_offset` that of the field from there; the
     field holds the pseudo-header's sum.  `segment_bytes` is the payload of each segment to cut, 0 for none.
+    `is_verified`: nothing is left to do, and whoever hands the frame in answers for its checksum.
     """
 
     checksum_start: int
@@ -42,14 +47,29 @@ class Offload:
     header_bytes: int = 0
     segment_bytes: int = 0
     segmentation: Segmentation = Segmentation.NONE
+    is_verified: bool = False
+
+    def answers_for(self, transport_at: int, checksum_offset: int, segmentation: Segmentation) -> bool:
+        """Whether a packet with its transport header there, in segments of this kind or whole, needs no verification.
+
+        Its checksum is still to be filled in, so it has not been damaged since it was made; or it has been verified.
+        """
+        if self.is_verified:
+            return True
+        is_there = self.checksum_start == transport_at and self.checksum_offset == checksum_offset
+        return is_there and self.segmentation in (segmentation, Segmentation.NONE)
 
 
 @frozen
 class Capabilities:
-    """What a link can do by itself; asked once, by whoever prepares frames for it."""
+    """What a link can do by itself; asked once, by whoever prepares frames for it.
+
+    Fill in a checksum; cut TCP over IPv4 or IPv6 into segments, or UDP of both into datagrams of one size.
+    """
 
     checksum: bool = False
-    tso: bool = False
+    tso4: bool = False
+    tso6: bool = False
     uso: bool = False
 
 

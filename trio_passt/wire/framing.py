@@ -12,7 +12,7 @@ comparison reads all the length fields that a run would have, and the bounds of 
 a run that breaks early must not have cost the whole batch each time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -101,6 +101,18 @@ def frames_of(run: FrameRun) -> list[memoryview]:
     block = memoryview(run.parts[0] if len(run.parts) == 1 else b"".join(run.parts))
     stride = run.stride
     return [block[start + PREFIX_BYTES : start + stride] for start in range(0, run.count * stride, stride)]
+
+
+def parts_of_frames(run: FrameRun) -> Iterator[Sequence[Buffer]]:
+    """The frames of a run one by one, each in parts that begin with its prefix: views, unless it is cut very oddly."""
+    if len(run.parts) == 1:
+        block, stride = memoryview(run.parts[0]), run.stride
+        return ((block[start : start + stride],) for start in range(0, run.count * stride, stride))
+    of_each = len(run.parts) // run.count
+    frames = [run.parts[first : first + of_each] for first in range(0, len(run.parts), of_each or 1)]
+    if len(frames) == run.count and all(sum(map(len, parts)) == run.stride for parts in frames):
+        return iter(frames)
+    return parts_of_frames(FrameRun((b"".join(run.parts),), run.count, run.stride))
 
 
 def taken(runs: Sequence[FrameRun], written: int) -> tuple[int, bytes]:

@@ -2,6 +2,7 @@
 
 from attrs import define, frozen
 
+from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.plain import Ends
 from trio_passt.wire.tcp import TcpSegment
 
@@ -43,4 +44,5 @@ class JoinedDatagrams:
     last: memoryview
 
 
-Item = memoryview | JoinedSegments | JoinedDatagrams
+Item = memoryview | JoinedSegments | JoinedDatagrams | MalformedPacket
+"""A frame, what was made of several, or what is wrong with work that was left to us."""

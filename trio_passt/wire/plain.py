@@ -10,6 +10,10 @@ A plain UDP datagram is one in a whole packet of its own, not for one of the ser
 
 Whatever is not plain, or not right, is left to the parsers of each layer, which also say what is wrong with it; where
 `parse` finds a segment, they find the same (the tests compare them).
+
+A frame may come with an `Offload`: its checksum is not filled in, it is not cut into segments.  Then it is taken as it
+is, whole: what is to be summed need not be verified, and what is to be cut would be joined again.  `finish` is for
+those that are not plain.
 """
 
 import struct
@@ -17,6 +21,7 @@ import struct
 from trio_passt.wire import ethernet, ipv4, tcp, udp
 from trio_passt.wire.checksum import NUMPY_FROM_BYTES, sum_of
 from trio_passt.wire.ethernet import EtherType
+from trio_passt.wire.frames import MOST_DATAGRAMS, Offload, Segmentation
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.tcp import ACK, FIN, PSH, TcpSegment
 
@@ -29,6 +34,10 @@ _UDP_IPV4 = struct.Struct("!6x 6s H  HH2xHBB2x 4s4s  HHHH")
 _UDP_IPV6 = struct.Struct("!6x 6s H  B3xHBB 16s16s  HHHH")
 _ADDRESSES_IPV4_AT = 26
 _ADDRESSES_IPV6_AT = 22
+
+_AFTER_IPV4_AT, _AFTER_IPV6_AT = 34, 54
+TCP_CHECKSUM_AT, UDP_CHECKSUM_AT = 16, 6
+"""From the beginning of the header."""
 
 _TCP = int(IPProtocol.TCP)
 _UDP = int(IPProtocol.UDP)
@@ -45,16 +54,16 @@ Datagram = tuple[bytes, Ends, int, memoryview, memoryview]
 """Source MAC, both ends, hop limit, payload, and the IP packet."""
 
 
-def parse(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
+def parse(frame: memoryview, offload: Offload | None = None) -> tuple[bytes, Ends, TcpSegment] | None:
     """Source MAC, both ends and the segment; `None` for a frame that is to be parsed layer by layer."""
     if len(frame) < _IPV4.size:
         return None
     if frame[12] == _ETHERTYPE_IPV4 >> 8 and frame[13] == _ETHERTYPE_IPV4 & 0xFF:
-        return _parse_ipv4(frame) if frame[23] == _TCP else None
-    return _parse_ipv6(frame) if len(frame) >= _IPV6.size and frame[20] == _TCP else None
+        return _parse_ipv4(frame, offload) if frame[23] == _TCP else None
+    return _parse_ipv6(frame, offload) if len(frame) >= _IPV6.size and frame[20] == _TCP else None
 
 
-def _parse_ipv4(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
+def _parse_ipv4(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends, TcpSegment] | None:
     fields = _IPV4.unpack_from(frame)
     mac, _, start, total, fragment, source, destination = fields[:7]
     source_port, destination_port, seq, ack, offset, flags, window = fields[7:]
@@ -66,15 +75,23 @@ def _parse_ipv4(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
         or fragment & _OFFSET_AND_MORE_FRAGMENTS
         or not _IPV4.size <= stop <= len(frame)
         or int.from_bytes(frame[14:34], "big") % 65535
-        or not _is_right(frame, _ADDRESSES_IPV4_AT, _IPV4.size, stop)
+        or not (
+            _is_right(frame, _ADDRESSES_IPV4_AT, _IPV4.size, stop)
+            if offload is None
+            else offload.answers_for(_AFTER_IPV4_AT, TCP_CHECKSUM_AT, Segmentation.TCPV4)
+        )
     ):
         return None
     payload = frame[_IPV4.size : stop] if stop > _IPV4.size else b""  # a view, even an empty one, holds its memory
-    segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
+    if offload is None or not offload.segment_bytes:
+        segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
+    else:
+        frames = _segments_in(len(payload), offload.segment_bytes)
+        segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload, tcp.NO_OPTIONS, frames)
     return mac, (source, source_port, destination, destination_port), segment
 
 
-def _parse_ipv6(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
+def _parse_ipv6(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends, TcpSegment] | None:
     fields = _IPV6.unpack_from(frame)
     mac, ethertype, start, length, source, destination = fields[:6]
     source_port, destination_port, seq, ack, offset, flags, window = fields[6:]
@@ -85,24 +102,42 @@ def _parse_ipv6(frame: memoryview) -> tuple[bytes, Ends, TcpSegment] | None:
         or start >> 4 != 6
         or ethertype != _ETHERTYPE_IPV6
         or not _IPV6.size <= stop <= len(frame)
-        or not _is_right(frame, _ADDRESSES_IPV6_AT, _IPV6.size, stop)
+        or not (
+            _is_right(frame, _ADDRESSES_IPV6_AT, _IPV6.size, stop)
+            if offload is None
+            else offload.answers_for(_AFTER_IPV6_AT, TCP_CHECKSUM_AT, Segmentation.TCPV6)
+        )
     ):
         return None
     payload = frame[_IPV6.size : stop] if stop > _IPV6.size else b""
-    segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
+    if offload is None or not offload.segment_bytes:
+        segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
+    else:
+        frames = _segments_in(len(payload), offload.segment_bytes)
+        segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload, tcp.NO_OPTIONS, frames)
     return mac, (source, source_port, destination, destination_port), segment
 
 
-def parse_datagram(frame: memoryview) -> Datagram | None:
-    """The same for UDP; `None` for everything else.  IPv4 may come without checksum."""
+def _segments_in(payload_bytes: int, segment_bytes: int) -> int:
+    """How many segments a frame is cut into."""
+    return max(1, -(-payload_bytes // segment_bytes))
+
+
+def parse_datagram(frame: memoryview, offload: Offload | None = None) -> Datagram | None:
+    """The same for UDP; `None` for everything else.  IPv4 may come without checksum.
+
+    If the offload asks for several datagrams, this is all of them, as one.
+    """
     if len(frame) < _UDP_IPV4.size:
         return None
+    if offload is not None and 0 < offload.segment_bytes * MOST_DATAGRAMS < len(frame):
+        return None
     if frame[12] == _ETHERTYPE_IPV4 >> 8 and frame[13] == _ETHERTYPE_IPV4 & 0xFF:
-        return _parse_datagram_ipv4(frame) if frame[23] == _UDP else None
-    return _parse_datagram_ipv6(frame) if len(frame) >= _UDP_IPV6.size and frame[20] == _UDP else None
+        return _parse_datagram_ipv4(frame, offload) if frame[23] == _UDP else None
+    return _parse_datagram_ipv6(frame, offload) if len(frame) >= _UDP_IPV6.size and frame[20] == _UDP else None
 
 
-def _parse_datagram_ipv4(frame: memoryview) -> Datagram | None:
+def _parse_datagram_ipv4(frame: memoryview, offload: Offload | None) -> Datagram | None:
     fields = _UDP_IPV4.unpack_from(frame)
     mac, _, start, total, fragment, hop_limit, _, source, destination = fields[:9]
     source_port, destination_port, udp_bytes, field = fields[9:]
@@ -115,14 +150,18 @@ def _parse_datagram_ipv4(frame: memoryview) -> Datagram | None:
         or destination_port == DHCP_SERVER_PORT
         or not hop_limit
         or int.from_bytes(frame[14:34], "big") % 65535
-        or (field and not _is_right_datagram(frame, _ADDRESSES_IPV4_AT, payload_at, stop))
+        or not (
+            not field or _is_right_datagram(frame, _ADDRESSES_IPV4_AT, payload_at, stop)
+            if offload is None
+            else offload.answers_for(_AFTER_IPV4_AT, UDP_CHECKSUM_AT, Segmentation.UDP)
+        )
     ):
         return None
     ends = (source, source_port, destination, destination_port)
     return mac, ends, hop_limit, frame[payload_at:stop], frame[ethernet.HEADER_BYTES : stop]
 
 
-def _parse_datagram_ipv6(frame: memoryview) -> Datagram | None:
+def _parse_datagram_ipv6(frame: memoryview, offload: Offload | None) -> Datagram | None:
     fields = _UDP_IPV6.unpack_from(frame)
     mac, ethertype, start, length, _, hop_limit, source, destination = fields[:8]
     source_port, destination_port, udp_bytes, field = fields[8:]
@@ -135,7 +174,11 @@ def _parse_datagram_ipv6(frame: memoryview) -> Datagram | None:
         or destination_port == DHCPV6_SERVER_PORT
         or not hop_limit
         or not field
-        or not _is_right_datagram(frame, _ADDRESSES_IPV6_AT, payload_at, stop)
+        or not (
+            _is_right_datagram(frame, _ADDRESSES_IPV6_AT, payload_at, stop)
+            if offload is None
+            else offload.answers_for(_AFTER_IPV6_AT, UDP_CHECKSUM_AT, Segmentation.UDP)
+        )
     ):
         return None
     ends = (source, source_port, destination, destination_port)

@@ -52,8 +52,12 @@ class TcpHeaders:
         "_after_length",
         "_before_length",
         "_capabilities",
+        "_cuts",
         "_ip_sum",
         "_is_ipv4",
+        "_offload",
+        "_pseudo_sum",
+        "_segmented",
         "_tcp_at",
         "_tcp_sum",
         "guest_mac",
@@ -73,6 +77,7 @@ class TcpHeaders:
         self.guest_mac = guest_mac
         self._capabilities = capabilities
         self._is_ipv4 = len(source) == 4
+        self._cuts = capabilities.tso4 if self._is_ipv4 else capabilities.tso6
         ports = struct.pack("!HH", source_port, destination_port)
         if self._is_ipv4:
             ip_header = ipv4.emit(ipv4.IPv4Header(source, destination, IPProtocol.TCP), 0)
@@ -90,7 +95,9 @@ class TcpHeaders:
             self._ip_sum = 0
         self._tcp_at = ETHERNET_BYTES + len(ip_header)
         self.header_bytes = self._tcp_at + tcp.HEADER_BYTES
-        self._tcp_sum = checksum.pseudo_header_sum(source, destination, IPProtocol.TCP, 0) + checksum.sum_of(ports)
+        self._offload = self._segmented = Offload(self._tcp_at, 16, self.header_bytes)
+        self._pseudo_sum = checksum.pseudo_header_sum(source, destination, IPProtocol.TCP, 0)
+        self._tcp_sum = self._pseudo_sum + checksum.sum_of(ports)
 
     def segment(
         self, seq: int, ack: int, flags: int, window: int, payload: Buffer = b"", options: bytes = b""
@@ -124,7 +131,7 @@ class TcpHeaders:
 
     def payload_per_frame(self, mss: int) -> int:
         """How many bytes of payload each full frame made by `cut` carries."""
-        return max(1, TSO_PAYLOAD_BYTES // mss) * mss if self._capabilities.tso else mss
+        return max(1, TSO_PAYLOAD_BYTES // mss) * mss if self._cuts else mss
 
     def _payload_frame(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> FrameRun:
         payload_sum = 0 if self._capabilities.checksum else checksum.sum_of(payload)
@@ -147,15 +154,8 @@ class TcpHeaders:
         offset = header_bytes << 2
         offload = None
         if self._capabilities.checksum:
-            field = checksum.fold(self._pseudo_sum() + tcp_bytes)
-            kind = Segmentation.TCPV4 if self._is_ipv4 else Segmentation.TCPV6
-            offload = Offload(
-                self._tcp_at,
-                16,
-                self.header_bytes + len(options),
-                segment_bytes,
-                kind if segment_bytes else Segmentation.NONE,
-            )
+            field = checksum.fold(self._pseudo_sum + tcp_bytes)
+            offload = self._offload_of(len(options), segment_bytes)
         else:
             total = self._tcp_sum + tcp_bytes + payload_sum + seq + ack + (offset << 8 | flags) + window
             if options:
@@ -166,6 +166,16 @@ class TcpHeaders:
             head += options
         parts = (head, payload) if payload else (head,)
         return FrameRun(parts, 1, PREFIX_BYTES + self._tcp_at + tcp_bytes, offload)
+
+    def _offload_of(self, options_bytes: int, segment_bytes: int) -> Offload:
+        """The latest one is kept: nearly all frames of a connection have one of two."""
+        if not segment_bytes:
+            at = self.header_bytes
+            return Offload(self._tcp_at, 16, at + options_bytes) if options_bytes else self._offload
+        if self._segmented.segment_bytes != segment_bytes:
+            kind = Segmentation.TCPV4 if self._is_ipv4 else Segmentation.TCPV6
+            self._segmented = Offload(self._tcp_at, 16, self.header_bytes, segment_bytes, kind)
+        return self._segmented
 
     def _head(self, tcp_bytes: int, seq: int, ack: int, offset: int, flags: int, window: int, field: int) -> bytes:
         """Prefix and headers, without options, of a segment of `tcp_bytes`; `field` is the TCP checksum."""
@@ -178,10 +188,6 @@ class TcpHeaders:
         return _IPV4_HEAD.pack(
             frame_bytes, self._before_length, total, self._after_length, ip_field, self._after_checksum, *numbers
         )
-
-    def _pseudo_sum(self) -> int:
-        ports = (self._after_checksum or self._after_length)[-4:]
-        return self._tcp_sum + 0xFFFF - checksum.sum_of(ports)
 
     def _cut_large(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> FrameRun:
         """Equal segments of `mss` bytes each, not copied: a header for each, and the sums of all payloads at once."""
@@ -215,9 +221,9 @@ class TcpHeaders:
         block[:, seq_at : seq_at + 4] = seqs.astype(">u4").view(np.uint8).reshape(count, 4)
         offload = None
         if self._capabilities.checksum:
-            field = checksum.fold(self._pseudo_sum() + tcp_bytes)
+            field = checksum.fold(self._pseudo_sum + tcp_bytes)
             block[:, sum_at : sum_at + 2] = (field >> 8, field & 0xFF)
-            offload = Offload(self._tcp_at, 16, self.header_bytes)
+            offload = self._offload
         else:
             constant = self._tcp_sum + tcp_bytes + ack + (offset << 8 | flags) + window
             totals = (_sums_of_rows(payload, mss) + seqs + constant) % 65535

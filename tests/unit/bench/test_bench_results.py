@@ -4,7 +4,24 @@ import json
 
 import pytest
 
-from tests.bench.cells import ALL, CRR, FLOOR, OURS, PASST, PROGRAMS, RR, UDP, Bulk, Cpu, Direction, Flood, rows
+from tests.bench.cells import (
+    ALL,
+    CRR,
+    FLOOR,
+    NAMESPACE,
+    OURS,
+    PASST,
+    PROGRAMS,
+    RR,
+    UDP,
+    Attachment,
+    Bulk,
+    Cpu,
+    Direction,
+    Flood,
+    Local,
+    rows,
+)
 from tests.bench.results import Idle, Results, Samples, Sharing
 
 UP = Bulk(Direction.UP, 65520, 1)
@@ -16,20 +33,27 @@ def results() -> Results:
 
 
 def test_all_conditions_are_measured_each_once() -> None:
-    bulk = [cell for cell in ALL if isinstance(cell, Bulk)]
+    bulk = [cell for cell in ALL if isinstance(cell, Bulk) and cell.attachment is Attachment.MACHINE]
     assert len(bulk) == 2 * 3 * 2
-    assert len(ALL) == len(bulk) + 2 + len(UDP)
+    assert len(ALL) == len(bulk) + 2 + len(UDP) + len(NAMESPACE)
+    assert {cell.attachment for cell in NAMESPACE} == {Attachment.NAMESPACE}
     assert len({row.name for row in rows(ALL)}) == len(rows(ALL))
 
 
 def test_cpu_time_has_a_row_for_each_cell_with_one_flow() -> None:
     cpu = [row.bulk for row in rows(ALL) if isinstance(row, Cpu)]
-    assert cpu == [cell for cell in ALL if isinstance(cell, Flood) or (isinstance(cell, Bulk) and cell.flow_count == 1)]
+    assert set(cpu) == {
+        cell
+        for cell in ALL
+        if isinstance(cell, Flood)
+        or (isinstance(cell, Bulk) and cell.flow_count == 1)
+        or (isinstance(cell, Local) and cell.kind == "bulk")
+    }
 
 
 def test_a_flood_has_a_row_for_what_is_lost() -> None:
     floods = [cell for cell in ALL if isinstance(cell, Flood)]
-    assert len(floods) == 2 * 2
+    assert len(floods) == 2 * 2 + 2
     assert {flood.lost for flood in floods} < set(rows(ALL))
 
 
@@ -73,6 +97,7 @@ def test_the_floor_has_no_mtu(results: Results) -> None:
     assert results.of(small, FLOOR).median == 12.0
     assert results.of(small, OURS).median is None
     assert results.of(Bulk(Direction.UP, 1500, 8), FLOOR).median is None
+    assert results.of(Bulk(Direction.UP, 1500, 1, Attachment.NAMESPACE), FLOOR).median is None
 
 
 def test_json_has_everything(results: Results) -> None:

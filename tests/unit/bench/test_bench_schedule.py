@@ -3,7 +3,20 @@
 import io
 from collections import Counter
 
-from tests.bench.cells import ALL, FLOOR, OURS, PASST, PROGRAMS, SLIRP, Bulk, Lookups
+from tests.bench.cells import (
+    ALL,
+    FLOOR,
+    OURS,
+    OURS_PASTA,
+    PASST,
+    PASTA,
+    PROGRAMS,
+    SLIRP,
+    Attachment,
+    Bulk,
+    Local,
+    Lookups,
+)
 from tests.bench.progress import Progress
 from tests.bench.schedule import Plan, rotated
 
@@ -14,36 +27,49 @@ def test_rotation() -> None:
 
 def test_each_cell_is_measured_in_each_round_with_each_program() -> None:
     plan = Plan(ALL, PROGRAMS, rounds=3, seconds=2.0)
-    counted = Counter((cell.name, name) for _, _, cells in plan.turns() for cell, names in cells for name in names)
+    counted = Counter((cell.name, name) for turn in plan.turns() for cell, names in turn.cells for name in names)
     assert set(counted.values()) == {3}
     assert plan.measurement_count() == counted.total()
     for cell in ALL:
-        assert {name for counted_cell, name in counted if counted_cell == cell.name} >= {OURS, PASST, SLIRP}
+        programs = {name for counted_cell, name in counted if counted_cell == cell.name} - {FLOOR}
+        if isinstance(cell, Local):
+            assert programs == {OURS_PASTA, PASTA}
+        elif cell.attachment is Attachment.NAMESPACE:
+            assert programs == {OURS_PASTA, PASTA, SLIRP}
+        else:
+            assert programs == {OURS, PASST, SLIRP}
 
 
 def test_the_floor_is_measured_at_one_mtu_only() -> None:
     plan = Plan(ALL, PROGRAMS, rounds=1, seconds=2.0)
-    with_floor = [cell for _, _, cells in plan.turns() for cell, names in cells if FLOOR in names]
+    with_floor = [cell for turn in plan.turns() for cell, names in turn.cells if FLOOR in names]
     assert {cell.mtu_bytes for cell in with_floor} == {65520}
-    assert len([cell for cell in with_floor if isinstance(cell, Bulk)]) == 4
+    assert len([cell for cell in with_floor if isinstance(cell, Bulk)]) == 4 + 2
 
 
 def test_no_program_is_always_the_first() -> None:
     plan = Plan(ALL, PROGRAMS, rounds=4, seconds=2.0)
     for cell in ALL:
-        first = [names[0] for _, _, cells in plan.turns() for turn, names in cells if turn == cell]
+        first = [names[0] for turn in plan.turns() for measured, names in turn.cells if measured == cell]
         assert len(set(first)) > 1
 
 
 def test_lookups_are_the_last_of_their_mtu() -> None:
     """They stop the programs, which would have to be started again."""
-    _, _, cells = next(Plan(ALL, PROGRAMS, rounds=1, seconds=2.0).turns())
-    assert [isinstance(cell, Lookups) for cell, _ in cells].index(True) == len(cells) - 1
+    turn = next(Plan(ALL, PROGRAMS, rounds=1, seconds=2.0).turns())
+    assert [isinstance(cell, Lookups) for cell, _ in turn.cells].index(True) == len(turn.cells) - 1
 
 
-def test_cells_of_an_mtu_are_measured_together() -> None:
-    mtus = [mtu for _, mtu, _ in Plan(ALL, PROGRAMS, rounds=2, seconds=2.0).turns()]
-    assert mtus == [65520, 9000, 1500] * 2
+def test_cells_of_an_attachment_and_mtu_are_measured_together() -> None:
+    turns = [(turn.attachment, turn.mtu_bytes) for turn in Plan(ALL, PROGRAMS, rounds=2, seconds=2.0).turns()]
+    machine, namespace = Attachment
+    assert turns == [*((machine, mtu) for mtu in (65520, 9000, 1500)), (namespace, 65520), (namespace, 1500)] * 2
+
+
+def test_only_what_is_measured_is_started() -> None:
+    for turn in Plan(ALL, PROGRAMS, rounds=1, seconds=2.0).turns():
+        expected = set(turn.attachment.programs) - ({FLOOR} if turn.mtu_bytes != 65520 else set())
+        assert {name for name in PROGRAMS if turn.uses(name)} == expected
 
 
 def test_progress_is_a_line_for_each_cell() -> None:

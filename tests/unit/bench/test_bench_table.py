@@ -7,17 +7,22 @@ from tests.bench.cells import (
     DNS,
     DNS_MEDIAN,
     FLOOR,
+    NAMESPACE,
     OURS,
+    OURS_PASTA,
     PASST,
+    PASTA,
     PROGRAMS,
     RR,
     SLIRP,
     UDP,
-    UDP_RR_LOST,
+    UDP_RR,
+    Attachment,
     Bulk,
     Cpu,
     Direction,
     Flood,
+    Local,
     rows,
 )
 from tests.bench.results import Idle, Results, Samples, Sharing
@@ -125,4 +130,25 @@ def test_udp_has_sections_of_its_own() -> None:
     assert page.count("## UDP") == 3
     for row in rows(UDP):
         assert f"| {row.title} " in page
-    assert page.count(f"| {UDP_RR_LOST.title} ") == 1
+    assert page.count(f"| {UDP_RR.lost.title} ") == 1
+
+
+def test_a_namespaces_row_has_what_is_to_be_reached() -> None:
+    cell = Bulk(Direction.UP, 65520, 1, Attachment.NAMESPACE)
+    results = Results(PROGRAMS, [cell])
+    for program, number in ((OURS_PASTA, 6.0), (PASTA, 2.0), (FLOOR, 10.0)):
+        results.add(cell, program, number)
+    header, _, row = table.table(results, [cell])
+    assert _cells(header) == ["", OURS_PASTA, PASTA, FLOOR, "trio-pasta / pasta", "trio-pasta / floor"]
+    assert _cells(row)[-2:] == ["3.00 (to reach: 2)", "0.60 (to reach: 0.75)"]
+
+
+def test_a_namespace_has_sections_of_its_own() -> None:
+    results = Results(PROGRAMS, rows(NAMESPACE))
+    for cell in rows(NAMESPACE):
+        results.add(cell, OURS_PASTA, 1.0)
+    page = table.page(results, [], ABOUT, "benchmark.svg")
+    assert page.count("\n## Namespace. ") == page.count("\n## ") == 7
+    for row in rows(NAMESPACE):
+        assert f"| {row.title} " in page
+    assert f"| {Local('bulk', is_inward=True).title} " in page

@@ -8,16 +8,22 @@ from tests.bench.cells import (
     CRR,
     DNS,
     FLOOR,
+    NAMESPACE,
     OURS,
+    OURS_PASTA,
     PASST,
+    PASTA,
     PROGRAMS,
     RR,
     SHORT,
+    SLIRP,
     UDP_RR,
+    Attachment,
     Bulk,
     Cell,
     Direction,
     Flood,
+    Local,
     Paced,
     Rate,
     rows,
@@ -33,8 +39,9 @@ def results() -> Results:
 
 
 def _found(results: Results, name: str) -> targets.Target:
-    (found,) = [target for target in [*targets.speed(results), *targets.scale(results)] if name in target.name]
-    return found
+    found = [target for target in [*targets.speed(results), *targets.scale(results)] if name in target.name]
+    (of_a_machine,) = [target for target in found if not target.name.startswith("namespace")]
+    return of_a_machine
 
 
 def _measured(results: Results, cell: Cell, program: str, *numbers: float) -> None:
@@ -46,7 +53,8 @@ def test_nothing_is_met_by_not_measuring_it(results: Results) -> None:
     found = list(targets.speed(results))
     of_tcp = 12 + 12 + 6 + 2  # ratio and steadiness of a bulk cell, 8 flows to 1, ratio of a rate
     of_udp = 4 + 4 + 4 + 1 + 1  # ratio and loss of a flood, loss at a rate, ratio of a rate, lookups
-    assert len(found) == of_tcp + of_udp
+    of_a_namespace = 4 * 3 + 2 + 3 + 6 + 2  # ratios of bulk cells, small MTU to large, of rates, local ones, floods
+    assert len(found) == of_tcp + of_udp + of_a_namespace
     assert {target.is_met for target in found} == {None}
 
 
@@ -138,6 +146,50 @@ def test_the_short_form_compares_what_it_has() -> None:
     results = Results(PROGRAMS, rows(SHORT))
     (not_slower,) = [target for target in targets.speed(results) if "not slower" in target.name]
     assert not_slower.is_met is None
+
+
+IN_NAMESPACE = Attachment.NAMESPACE
+LARGE, SMALL = (Bulk(Direction.UP, mtu, 1, IN_NAMESPACE) for mtu in (65520, 1500))
+
+
+@pytest.mark.parametrize(
+    ("cell", "other", "least"),
+    [
+        (LARGE, PASTA, 2.0),
+        (LARGE, SLIRP, 2.0),
+        (LARGE, FLOOR, 0.75),
+        (SMALL, PASTA, 5.0),
+        (SMALL, SLIRP, 4.0),
+        (Bulk(Direction.DOWN, 65520, 1, IN_NAMESPACE), PASTA, 1.0),
+        (Bulk(Direction.DOWN, 1500, 1, IN_NAMESPACE), PASTA, 5.0),
+        (Rate("crr", "", IN_NAMESPACE), PASTA, 0.9),
+        (Local("crr", is_inward=True), PASTA, 0.8),
+        (Flood(Direction.DOWN, 1400, IN_NAMESPACE), PASTA, 2.0),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+@pytest.mark.parametrize("is_met", [True, False])
+def test_a_namespaces_ratios(cell: Cell, other: str, least: float, is_met: bool) -> None:
+    results = Results(PROGRAMS, [cell])
+    _measured(results, cell, OURS_PASTA, 100.0 * least if is_met else 99.0 * least)
+    _measured(results, cell, other, 100.0)
+    (found,) = [target for target in targets.speed(results) if target.name.endswith(f"≥ {least:g} of {other}")]
+    assert found.name.startswith("namespace, ")
+    assert found.is_met is is_met
+    assert targets.wanted(cell, other) == least
+
+
+def test_a_namespace_is_not_compared_with_passt() -> None:
+    assert {targets.wanted(cell, PASST) for cell in NAMESPACE} == {None}
+
+
+@pytest.mark.parametrize(("small", "is_met"), [(9.0, True), (8.9, False)])
+def test_a_small_mtu_is_nearly_as_fast_in_a_namespace(small: float, is_met: bool) -> None:
+    results = Results(PROGRAMS, [LARGE, SMALL])
+    _measured(results, LARGE, OURS_PASTA, 10.0)
+    _measured(results, SMALL, OURS_PASTA, small)
+    (found,) = [target for target in targets.speed(results) if target.name.endswith("of MTU 65520")]
+    assert found.is_met is is_met
 
 
 @pytest.mark.parametrize(("kib", "is_met"), [(24.9, True), (25.0, False)])

@@ -28,7 +28,8 @@ async def run(
     on_open: Callable[[], None],
     on_ready: Callable[[Path | None, Sequence[PortForward]], None],
     watch: HostWatch,
-) -> None:
+    namespace: object,
+) -> int:
     if BEHAVIOUR == "hangs":
         os.write(2, b"hanging\n")
         await trio.sleep_forever()
@@ -48,14 +49,14 @@ async def run(
             case "is killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "ends without being ready":
-                return
+                return 0
         # In a nursery, as the real one: what on_ready raises comes back in a group.
         async with trio.open_nursery():
             on_open()
             on_ready(config.attachment.socket_path or Path("/tmp/passt_1.socket"), config.forwards)
         match BEHAVIOUR:
             case "ends":
-                return
+                return 0
             case "is mistaken later":
                 raise KeyError("a mistake")
             case "listens at its descriptor":
@@ -65,7 +66,8 @@ async def run(
                 assert config.pcap is not None
                 open_terminal(config.pcap)
         async for _ in signals:
-            return
+            return 0
+    return 0
 
 
 sys.exit(main(sys.argv[2:], run=run))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trio_passt.cli.guest import dns_address, domain_name, network_boot
 from trio_passt.cli.messages import help_text
-from trio_passt.cli.option_table import SECTIONS
+from trio_passt.cli.mode import Mode
 from trio_passt.cli.options import Options, parse_options
 from trio_passt.cli.values import UsageError
 from trio_passt.config import NetworkBoot, Wishes
@@ -275,7 +275,7 @@ def test_they_go_together_with_what_is_said_of_families() -> None:
     ],
 )
 def test_help(left: str, words: Sequence[str]) -> None:
-    text = help_text(SECTIONS)
+    text = help_text(Mode.VM)
     assert f"\n{left}" in text
     start = text.index(left)
     rest = text[start + len(left) :]

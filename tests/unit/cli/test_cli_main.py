@@ -46,19 +46,21 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGUSR1, of_status)
 
 
-async def ready_at_once(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+async def ready_at_once(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
     on_open()
     on_ready(config.attachment.socket_path, config.forwards)
+    return 0
 
 
 def test_the_configuration_arrives(tmp_path: Path) -> None:
     seen: list[Config] = []
 
-    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
         seen.append(config)
         on_open()
         on_ready(None, ())
         assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
+        return 0
 
     with open(os.devnull) as file:
         words = ["-f", "-q", "-4", "-F", str(file.fileno()), "-P", str(tmp_path / "pid")]
@@ -103,7 +105,7 @@ def test_show(capfd: pytest.CaptureFixture[str], word: str) -> None:
 
 
 def failing(error: BaseException) -> main_module.Run:
-    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
         raise error
 
     return run
@@ -126,8 +128,9 @@ def test_interrupted_before_the_daemon_handles_it() -> None:
 
 
 def test_it_really_is_trio() -> None:
-    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
         await trio.lowlevel.checkpoint()
+        return 0
 
     assert main(["-fq"], run=run) == 0
 
@@ -145,9 +148,9 @@ def test_privileges_are_given_up_when_all_is_open(monkeypatch: pytest.MonkeyPatc
     user = RunAs(12345, 23456)
     monkeypatch.setattr(privileges, "next_user", {user: user}.get)
     monkeypatch.setattr(privileges, "discover_as", lambda user: done.append(f"look as {user.uid}") or Host())
-    monkeypatch.setattr(privileges, "become", lambda user: done.append(f"become {user.uid}:{user.gid}"))
+    monkeypatch.setattr(privileges, "become", lambda user, *, binds_later: done.append(f"become {user.uid}:{user.gid}"))
 
-    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
         assert config.run_as == user
         done.append("open")
         assert not (tmp_path / "pid").exists()
@@ -155,6 +158,7 @@ def test_privileges_are_given_up_when_all_is_open(monkeypatch: pytest.MonkeyPatc
         assert (tmp_path / "pid").exists()
         done.append("ready")
         on_ready(None, ())
+        return 0
 
     assert main(["-fq", "--runas", "12345:23456", "-P", str(tmp_path / "pid")], run=run) == 0
     assert done == ["look as 12345", "open", "become 12345:23456", "ready"]
@@ -181,7 +185,7 @@ def test_why_the_start_failed_is_said_in_both_places(capfd: pytest.CaptureFixtur
 
 
 def test_what_fails_later_is_for_the_log_file_only(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
         on_ready(None, ())
         raise KeyError("a mistake")
 
@@ -233,9 +237,10 @@ def test_the_daemon_is_told_of_changes_since_before_the_host_was_looked_at(monke
         done.append("looks")
         return Host()
 
-    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
         done.append("runs")
         assert isinstance(watch, HostWatch)
+        return 0
 
     monkeypatch.setattr(HostWatch, "__init__", begins)
     monkeypatch.setattr(HostWatch, "close", ends)
@@ -247,9 +252,10 @@ def test_the_daemon_is_told_of_changes_since_before_the_host_was_looked_at(monke
 def test_names_reach_the_daemon_and_its_user(capfd: pytest.CaptureFixture[str]) -> None:
     seen: list[Config] = []
 
-    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch) -> None:
+    async def run(config: Config, *, on_open: Open, on_ready: Ready, watch: HostWatch, namespace: object) -> int:
         seen.append(config)
         on_ready(None, ())
+        return 0
 
     words = [
         "-f",

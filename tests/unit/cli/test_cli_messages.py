@@ -7,7 +7,8 @@ import pytest
 from attrs import evolve
 
 from trio_passt.cli.messages import help_text, joined_ranges, startup_message, version_text
-from trio_passt.cli.option_table import OPTIONS, SECTIONS
+from trio_passt.cli.mode import Mode
+from trio_passt.cli.option_table import options
 from trio_passt.cli.ports import follow, parse_ports
 from trio_passt.config import (
     Config,
@@ -24,6 +25,8 @@ from trio_passt.config import (
     Services,
     Transports,
 )
+
+OPTIONS = options(Mode.VM)
 
 GUEST_4 = GuestIPv4(IPv4Address("192.0.2.2"), 24, IPv4Address("192.0.2.1"), "eth0")
 MAPPED_4 = HostAddress(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.1"))
@@ -178,7 +181,7 @@ def test_ports_with_many_gaps_are_not_all_said() -> None:
 
 
 def test_help_names_every_option_and_fits_a_terminal() -> None:
-    text = help_text(SECTIONS)
+    text = help_text(Mode.VM)
     assert text.isascii()
     assert all(f"--{name}" in text for option in OPTIONS for name in option.names)
     assert max(map(len, text.splitlines())) <= 80

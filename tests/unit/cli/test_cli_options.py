@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_passt.cli.option_table import OPTIONS
+from trio_passt.cli.mode import Mode
+from trio_passt.cli.option_table import options
 from trio_passt.cli.options import Options, Show, parse_options
 from trio_passt.cli.values import UsageError
 from trio_passt.config import Attachment, Binding, LogLevel, PortForward, Protocol, Wishes
 
 HERE = Path("/some/where")
+OPTIONS = options(Mode.VM)
 
 
 def parse(*words: str) -> Options | Show:

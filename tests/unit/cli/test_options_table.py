@@ -16,15 +16,15 @@ import pytest
 from trio_passt import __version__
 from trio_passt.cli.getopt import Given, scan
 from trio_passt.cli.main import main
-from trio_passt.cli.option_table import OPTIONS
+from trio_passt.cli.mode import Mode
+from trio_passt.cli.option_table import options
 from trio_passt.cli.options import Options, parse_options
 from trio_passt.cli.values import UsageError
 from trio_passt.config import WishedAddress
 
 HERE = Path("/some/where")
 
-PASST = {
-    # common
+COMMON = {
     ("debug", "d", False),
     ("trace", None, False),
     ("quiet", "q", False),
@@ -69,33 +69,58 @@ PASST = {
     ("map-guest-addr", None, True),
     ("ipv4-only", "4", False),
     ("ipv6-only", "6", False),
-    # virtual machines
-    ("socket", "s", True),
-    ("socket-path", "s", True),
-    ("fd", "F", True),
-    ("one-off", "1", False),
     ("tcp-ports", "t", True),
     ("udp-ports", "u", True),
 }
 """passt(1)'s options: long name, letter, and whether there is an argument."""
 
+PASST = {
+    Mode.VM: {
+        ("socket", "s", True),
+        ("socket-path", "s", True),
+        ("fd", "F", True),
+        ("one-off", "1", False),
+    },
+    Mode.NAMESPACE: {
+        ("ns-ifname", "I", True),
+        ("tcp-ns", "T", True),
+        ("udp-ns", "U", True),
+        ("host-lo-to-ns-lo", None, False),
+        ("userns", None, True),
+        ("netns", None, True),
+        ("netns-only", None, False),
+        ("no-netns-quit", None, False),
+        ("config-net", None, False),
+        ("no-copy-routes", None, False),
+        ("no-copy-addrs", None, False),
+        ("ns-mac-addr", None, True),
+        ("no-splice", None, False),
+    },
+}
+"""What one of its modes has."""
+
+MODES = (Mode.VM, Mode.NAMESPACE)
+TABLE = [(mode, option) for mode in MODES for option in options(mode)]
+
 OUR_OWN = {("dhcp-boot", None, True)}
 
 
-def parsed(*words: str) -> Options:
-    options = parse_options(words, HERE)
+def parsed(*words: str, mode: Mode = Mode.VM) -> Options:
+    options = parse_options(words, HERE, mode=mode)
     assert isinstance(options, Options)
     return options
 
 
-def test_the_table_has_passts_options() -> None:
-    table = {(name, option.short, option.argument is not None) for option in OPTIONS for name in option.names}
-    assert table - OUR_OWN == PASST
-    assert table >= OUR_OWN
+@pytest.mark.parametrize("mode", MODES)
+def test_the_table_has_passts_options(mode: Mode) -> None:
+    table = [(name, option.short, option.argument is not None) for option in options(mode) for name in option.names]
+    assert set(table) - OUR_OWN == COMMON | PASST[mode]
+    assert set(table) >= OUR_OWN
+    assert len(set(table)) == len(table)
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
-def test_each_form_of_an_option_means_it(option: Any) -> None:
+@pytest.mark.parametrize(("mode", "option"), TABLE, ids=[f"{mode.name}-{option.key}" for mode, option in TABLE])
+def test_each_form_of_an_option_means_it(mode: Mode, option: Any) -> None:
     value = None if option.argument is None else "some value"
     forms = [[f"--{name}"] for name in option.names] + ([[f"-{option.short}"]] if option.short else [])
     if value is None:
@@ -104,31 +129,33 @@ def test_each_form_of_an_option_means_it(option: Any) -> None:
         written = [[*form, value] for form in forms] + [[f"--{name}={value}"] for name in option.names]
         written += [[f"-{option.short}{value}"]] if option.short else []
     for words in written:
-        assert next(scan(OPTIONS, words)) == Given(option, value)
+        assert next(scan(options(mode), words)) == Given(option, value)
 
 
 # -- as GNU's getopt_long has it --------------------------------------------------------------------------------------
 
 
-def gnu(*words: str) -> tuple[list[str], str]:
+def gnu(*words: str, mode: Mode = Mode.VM) -> tuple[list[str], str]:
     """What getopt(1) of util-linux makes of `words`, with the same options; and its complaint.
 
     It knows no aliases: two names would be two options.
     """
-    letters = "".join(option.short + (":" if option.argument else "") for option in OPTIONS if option.short)
-    names = ",".join(option.key + (":" if option.argument else "") for option in OPTIONS)
-    command = ["getopt", "-n", "x", "-u", "-o", letters, "-l", names, "--", *words]
+    table = options(mode)
+    letters = "".join(option.short + (":" if option.argument else "") for option in table if option.short)
+    names = ",".join(option.key + (":" if option.argument else "") for option in table)
+    plus = "" if mode is Mode.VM else "+"
+    command = ["getopt", "-n", "x", "-u", "-o", plus + letters, "-l", names, "--", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.split(), done.stderr.removeprefix("x: ").strip()
 
 
-def ours(*words: str) -> tuple[list[str], str]:
+def ours(*words: str, mode: Mode = Mode.VM) -> tuple[list[str], str]:
     """The same of our scanner."""
     normal: list[str] = []
     others: list[str] = []
     complaint = ""
     try:
-        for given in scan(OPTIONS, words):
+        for given in scan(options(mode), words, permutes=mode is Mode.VM):
             if isinstance(given, str):
                 others.append(given)
             else:
@@ -138,23 +165,28 @@ def ours(*words: str) -> tuple[list[str], str]:
     return [*normal, "--", *others], complaint
 
 
-def canonical(words: list[str]) -> list[str]:
+def canonical(words: list[str], mode: Mode = Mode.VM) -> list[str]:
     """getopt(1)'s output with each option's long name."""
-    keys = {f"-{option.short}": f"--{option.key}" for option in OPTIONS if option.short}
+    keys = {f"-{option.short}": f"--{option.key}" for option in options(mode) if option.short}
     end = words.index("--")
     return [keys.get(word, word) for word in words[:end]] + words[end:]
 
 
-PREFIXES = sorted({option.key[:length] for option in OPTIONS for length in range(1, len(option.key) + 1)})
+PREFIXES = {
+    mode: sorted({option.key[:length] for option in options(mode) for length in range(1, len(option.key) + 1)})
+    for mode in MODES
+}
 
 
-@pytest.mark.parametrize("letter", sorted({prefix[0] for prefix in PREFIXES}))
-def test_every_prefix_is_what_gnu_takes_it_for(letter: str) -> None:
-    for prefix in (prefix for prefix in PREFIXES if prefix[0] == letter):
-        words, complaint = gnu(f"--{prefix}", "value")
-        assert ours(f"--{prefix}", "value")[1].replace(" '--socket-path'", "") == complaint
+@pytest.mark.parametrize(
+    ("mode", "letter"), [(mode, letter) for mode in MODES for letter in sorted({name[0] for name in PREFIXES[mode]})]
+)
+def test_every_prefix_is_what_gnu_takes_it_for(mode: Mode, letter: str) -> None:
+    for prefix in (prefix for prefix in PREFIXES[mode] if prefix[0] == letter):
+        words, complaint = gnu(f"--{prefix}", "value", mode=mode)
+        assert ours(f"--{prefix}", "value", mode=mode)[1].replace(" '--socket-path'", "") == complaint
         if not complaint:
-            assert ours(f"--{prefix}", "value")[0] == canonical(words), prefix
+            assert ours(f"--{prefix}", "value", mode=mode)[0] == canonical(words, mode), prefix
 
 
 @pytest.mark.parametrize("prefix", ["so", "socket", "socket-", "socket-path"])
@@ -195,6 +227,36 @@ def test_words_are_what_gnu_takes_them_for(words: tuple[str, ...]) -> None:
         assert [word for word in ours(*words)[0] if word] == canonical(theirs)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-fd", "rest"),
+        ("rest", "-f", "more", "--mtu=5", "--", "-q"),
+        ("-fT", "x", "rest", "-Z", "--bogus"),
+        ("--", "rest", "--", "-f"),
+        ("-f", "--", "-d"),
+        ("-", "-f"),
+        ("-I", "-x", "rest", "-f"),
+        ("-If",),
+        ("--netns", "--", "4711"),
+        ("-s", "x"),
+        ("-F",),
+        ("-1",),
+        ("--one-off",),
+        ("--socket=x",),
+        ("--config-n", "--no-cop", "x"),
+        ("--ns-i=x", "--userns"),
+        *itertools.product(["-4", "-Uall", "x"], ["--no-splice", "-q", "--"], ["-tauto", "--netns=x"]),
+    ],
+    ids=" ".join,
+)
+def test_options_end_where_the_command_begins(words: tuple[str, ...]) -> None:
+    theirs, complaint = gnu(*words, mode=Mode.NAMESPACE)
+    assert ours(*words, mode=Mode.NAMESPACE)[1] == complaint
+    if not complaint:
+        assert ours(*words, mode=Mode.NAMESPACE)[0] == canonical(theirs, Mode.NAMESPACE)
+
+
 # -- the end of the program -------------------------------------------------------------------------------------------
 
 Run = Callable[..., tuple[int, str, str]]
@@ -208,8 +270,8 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> I
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGUSR1)}
 
-    def run(*words: str) -> tuple[int, str, str]:
-        status = main(words)
+    def run(*words: str, mode: Mode = Mode.VM) -> tuple[int, str, str]:
+        status = main(words, mode=mode)
         return status, *capfd.readouterr()
 
     yield run
@@ -283,6 +345,31 @@ WRONG = [
     ("dhcp-boot", ""),
 ]
 
+WRONG_IN_NAMESPACE = [
+    ("ns-ifname", "a/b"),
+    ("ns-ifname", "a b"),
+    ("ns-ifname", "sixteen-letters-"),
+    ("ns-ifname", "eth0:1"),
+    ("ns-ifname", ""),
+    ("ns-ifname", "."),
+    ("ns-mac-addr", "9a:55:9a:55:9a"),
+    ("ns-mac-addr", "01:00:00:00:00:01"),
+    ("ns-mac-addr", "ff:ff:ff:ff:ff:ff"),
+    ("ns-mac-addr", "00:00:00:00:00:00"),
+    ("userns", ""),
+    ("netns", ""),
+    ("netns", "."),
+    ("netns", ".."),
+    ("tcp-ns", "x"),
+    ("tcp-ns", "192.0.2.1/22"),
+    ("tcp-ns", "2001:db8::1/auto"),
+    ("tcp-ns", "%eth0/22"),
+    ("tcp-ns", "none,auto"),
+    ("tcp-ns", "auto,all"),
+    ("udp-ns", "53,~53,auto"),
+    ("udp-ns", "127.0.0.1%eth0/53"),
+]
+
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_a_wrong_value_is_one_line_that_names_option_and_value(run: Run, key: str, value: str) -> None:
@@ -294,8 +381,62 @@ def test_a_wrong_value_is_one_line_that_names_option_and_value(run: Run, key: st
     assert len(error) > len(f"trio-passt: invalid value '{value}' for option '--{key}': \n") + 10, "a reason"
 
 
+@pytest.mark.parametrize(("key", "value"), WRONG_IN_NAMESPACE)
+def test_a_wrong_value_in_namespace_mode_is_one(run: Run, key: str, value: str) -> None:
+    status, out, error = run(f"--{key}={value}", mode=Mode.NAMESPACE)
+    assert (status, out, len(error.splitlines())) == (1, "", 1)
+    assert f": invalid value '{value}' for option '--{key}': " in error
+
+
 def test_each_option_with_an_argument_has_a_wrong_value_above() -> None:
-    assert {key for key, _ in WRONG} == {option.key for option in OPTIONS if option.argument}
+    assert {key for key, _ in WRONG} == {option.key for option in options(Mode.VM) if option.argument}
+    everything = {key for key, _ in WRONG + WRONG_IN_NAMESPACE} - {"socket", "fd"}
+    assert everything == {option.key for option in options(Mode.NAMESPACE) if option.argument}
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--netns", "a", "true"], "option '--netns /run/netns/a' and a command ('true') contradict each other"),
+        (["--netns", "/a", "17"], "option '--netns /a' and a process ID ('17') contradict each other"),
+        (["0"], "'0' is not a process ID"),
+        (["4194305"], "'4194305' is not a process ID"),
+        (["9" * 40], f"'{'9' * 40}' is not a process ID"),
+        (["--userns", "/u", "--netns-only", "17"], "options '--userns /u' and '--netns-only' contradict each other"),
+        (
+            ["--userns", "/u", "true"],
+            "option '--userns /u' is for a namespace that is there: a process ID or '--netns' is expected",
+        ),
+        (["--host-lo-to-ns-lo", "--no-splice"], "options '--host-lo-to-ns-lo' and '--no-splice' contradict each other"),
+        (
+            ["--ns-mac-addr", "9a:55:9a:55:9a:55"],
+            "option '--ns-mac-addr 9a:55:9a:55:9a:55': this is the address of the host's side (see '--mac-addr')",
+        ),
+        (["--socket", "x"], "unrecognized option '--socket'"),
+        (["--one-off"], "unrecognized option '--one-off'"),
+        (["--fd=3"], "unrecognized option '--fd=3'"),
+        (["-s", "x"], "invalid option -- 's'"),
+        (["-F", "3"], "invalid option -- 'F'"),
+        (["-1"], "invalid option -- '1'"),
+        (["-t", "22", "-t", "22,auto"], "invalid value '22,auto' for option '--tcp-ports': port 22 is given more than"),
+        (["-t", "none", "-t", "auto"], "invalid value 'none' for option '--tcp-ports': contradicts 'auto'"),
+    ],
+)
+def test_wrong_usage_in_namespace_mode(run: Run, words: list[str], error: str) -> None:
+    status, out, said = run(*words, mode=Mode.NAMESPACE)
+    assert (status, out, len(said.splitlines())) == (1, "", 1)
+    assert said.partition(": ")[2].startswith(error)
+
+
+@pytest.mark.parametrize("option", [option for option in options(Mode.NAMESPACE) if option.mode is Mode.NAMESPACE])
+def test_namespace_options_are_unknown_to_virtual_machines(run: Run, option: Any) -> None:
+    if option.key in {other.key for other in options(Mode.VM)}:
+        assert option.help != next(other.help for other in options(Mode.VM) if other.key == option.key)
+        return
+    word = f"--{option.key}" + ("=1" if option.argument else "")
+    assert run(word) == (1, "", f"trio-passt: unrecognized option '{word}'\n")
+    if option.short:
+        assert run(f"-{option.short}1") == (1, "", f"trio-passt: invalid option -- '{option.short}'\n")
 
 
 @pytest.mark.parametrize(
@@ -333,6 +474,8 @@ def test_help_and_version_act_in_their_order(run: Run) -> None:
     status, out, error = run("-4", "-6", "-h", "--version", "-Z")
     assert (status, error) == (0, "")
     assert out.startswith("Usage: trio-passt [OPTION]...\n")
+    assert run("--version", "--bogus", mode=Mode.NAMESPACE) == (0, f"trio-pasta {__version__}\n", "")
+    assert run("-h", "-Z", mode=Mode.NAMESPACE)[1].startswith("Usage: trio-pasta [OPTION]... [COMMAND [ARG]...]\n")
     assert run("--mtu=1", "--version")[0] == 1
 
 

@@ -156,13 +156,18 @@ async def test_new_datagrams_of_a_guest_with_its_new_address(guest: Stage, famil
 async def test_questions_go_to_the_nameserver_of_now(guest: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the address that was told before the change, and at the one that is told now."""
     asked: list[str] = []
-    connect = socket.socket.connect
+    connect, connect_tcp = socket.socket.connect, socket.socket.connect_ex
 
     def record(sock: socket.socket, address: tuple[str, int]) -> None:
         asked.append(address[0])
         connect(sock, address)
 
+    def record_tcp(sock: socket.socket, address: tuple[str, int]) -> int:
+        asked.append(address[0])
+        return connect_tcp(sock, address)
+
     monkeypatch.setattr(socket.socket, "connect", record)
+    monkeypatch.setattr(socket.socket, "connect_ex", record_tcp)
     first, second = IPv4Address("127.0.0.101"), IPv4Address("127.0.0.102")
     guest.session.change(evolve(network(), dns_forwards=(DnsForward(IPv4Address(V4.gateway), first),)))
     guest.sends_datagram(V4, 4001, 53, b"before")
@@ -176,8 +181,8 @@ async def test_questions_go_to_the_nameserver_of_now(guest: Stage, monkeypatch: 
     )
     guest.sends_datagram(V4, 4002, 53, b"after")
     guest.tcp(NEW_V4, 853).sends(SYN)
-    await eventually(lambda: True if len(asked) == 3 else None, "three questions")
-    assert asked == [str(first), str(second), str(second)]
+    await eventually(lambda: True if len(asked) >= 3 else None, "three questions")
+    assert [asked[0], *set(asked[1:])] == [str(first), str(second)]
 
 
 @pytest.mark.parametrize("new_family", [V4, V6], ids=str)

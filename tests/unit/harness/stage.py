@@ -24,7 +24,7 @@ from harness.oracle import Seen, SeenError, SeenFragment, SeenOther, SeenTcp, Se
 from harness.tcp import GuestTcp, HostServer, HostSocket
 from harness.waiting import eventually
 from trio_passt.config import DnsForward, GuestIPv4, GuestIPv6, GuestNetwork, PortForward, Protocol
-from trio_passt.daemon import own_frames
+from trio_passt.guests import own_frames
 from trio_passt.dispatch import Dispatcher
 from trio_passt.errors import StartupError
 from trio_passt.flow.guest import Guest
@@ -227,7 +227,7 @@ class Stage:
         return oracle.see(frame, GUEST_MAC.hex(":"))
 
     async def serve(self, flow_limit: int, *, task_status: "TaskStatus[None]") -> None:
-        """The guest session, as `daemon.serve_guest` has it; `ended` tells why it ended."""
+        """The guest session, as `guests.serve_guest` has it; `ended` tells why it ended."""
         async with trio.open_nursery() as nursery:
             self.dispatcher = Dispatcher(self.session, nursery, flow_limit, self)
             nursery.start_soon(self.link.run)

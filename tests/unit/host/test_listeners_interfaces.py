@@ -58,7 +58,7 @@ async def listening(*forwards: PortForward) -> AsyncIterator[tuple[PortListeners
 
 def bound_at(listeners: PortListeners) -> list[int]:
     """The numbers of the interfaces that the sockets are bound to (socket(7)), 0 for none."""
-    ports = [*listeners._named, *listeners.spare]
+    ports = [*listeners.named, *listeners.spare]
     return [port.socket.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX) for port in ports]
 
 
@@ -78,7 +78,7 @@ async def test_its_ports_are_opened_anew(
     other = PortForward(protocol, 9000, 9000, 9000)
     async with listening(wanted, other) as (listeners, _):
         assert not listeners.follow_interfaces()
-        others = {port for port in listeners._named if port.forward is other}
+        others = {port for port in listeners.named if port.forward is other}
         assert sorted(bound_at(listeners)) == [0, 0, *[1001] * len(wanted.ports)]
         vanishes()
         appears(1002)
@@ -87,7 +87,7 @@ async def test_its_ports_are_opened_anew(
         assert caplog.messages == ["interface cable0 is another now: ports that are forwarded there are opened anew"]
         await eventually(lambda: set(listeners.bound) == {wanted, other} or None, "all of them are open")
         assert sorted(bound_at(listeners)) == [0, 0, *[1002] * len(wanted.ports)]
-        assert {port for port in listeners._named if port.forward is other} == others
+        assert {port for port in listeners.named if port.forward is other} == others
         descriptors = listeners.descriptors
         assert not listeners.follow_interfaces()
         assert listeners.descriptors == descriptors
@@ -124,7 +124,7 @@ async def test_one_that_has_no_address_yet(family: Family, caplog: pytest.LogCap
 async def test_a_former_port_is_asked_nothing_any_more(family: Family) -> None:
     appears(1001)
     async with listening(forward(Protocol.UDP, family, Binding.REQUIRED)) as (listeners, receiver):
-        (former,) = listeners._named
+        (former,) = listeners.named
         assert isinstance(former, UdpPort)
         vanishes()
         appears(1002)
@@ -132,7 +132,7 @@ async def test_a_former_port_is_asked_nothing_any_more(family: Family) -> None:
         assert former.socket.fileno() == -1
         assert former.read_errors() is False
         packed = ip_address(ADDRESS[family]).packed
-        assert listeners.udp_port(8000, packed) in set(listeners._named) - {former}
+        assert listeners.udp_port(8000, packed) in set(listeners.named) - {former}
         listeners.receiver = None  # the guest goes: what was lost is counted of ports that are there
         listeners.receiver = receiver
 

@@ -48,7 +48,7 @@ async def test_one_push_is_one_batch() -> None:
 
 
 async def test_offloads_are_shown_to_the_test() -> None:
-    capabilities = Capabilities(checksum=True, tso=True)
+    capabilities = Capabilities(checksum=True, tso4=True, tso6=True)
     link = MemoryLink(capabilities)
     assert link.capabilities == capabilities
     offload = Offload(34, 16, 54, 1460)

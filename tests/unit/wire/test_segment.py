@@ -27,7 +27,7 @@ LARGEST_MSS = {4: 65520 - 40, 6: 65520 - 60}
 
 PLAIN = Capabilities()
 CHECKSUM = Capabilities(checksum=True)
-TSO = Capabilities(checksum=True, tso=True)
+TSO = Capabilities(checksum=True, tso4=True, tso6=True)
 
 versions = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 

@@ -1,0 +1,102 @@
+"""A network namespace as the guest, from the daemon's point of view: its tap, its command, its end.
+
+Theory of operation
+-------------------
+The guest session is the same as a virtual machine's; the link is a tap.  There is one session, which begins when the
+command may start, and ends when the namespace does: with its command, with the process whose it is, or with its file.
+A command's exit status is ours, and so signals are the command's, as long as it runs.
+
+When the command has ended, nothing else runs in there any more, but what it sent may still be on its way: sockets that
+have no process any more.  They get a moment to be done (`LINGER_S`).
+
+A tap that is deleted from inside ends the session, too.  A command goes on without network then.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
+
+import trio
+
+from trio_passt.dispatch import Dispatcher
+from trio_passt.flow.session import Session
+from trio_passt.guests import Serving, serve_guest
+from trio_passt.host.listeners import Receiver
+from trio_passt.link.tap import TapLink
+from trio_passt.namespace.opened import OpenedNamespace
+
+log = logging.getLogger("trio_passt")
+
+LINGER_S = 2.0
+"""How long what a command sent in its last moment may take to get out.  A kernel would take minutes for a peer that
+does not answer, but somebody waits for us to end."""
+
+
+class NamespaceGuest:
+    """The one guest of a daemon that was started for a namespace."""
+
+    def __init__(self, namespace: OpenedNamespace, serving: Serving, families: Collection[int]) -> None:
+        self._namespace = namespace
+        self._serving = serving
+        self._link = TapLink(namespace.tap_fd)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        self._link.close()
+
+    async def serve(self) -> int:
+        """Start the command, if there is one; returns its exit status, or 0, when the namespace has gone."""
+        status = 0
+        async with trio.open_nursery() as nursery:
+
+            async def end_with_namespace() -> None:
+                nonlocal status
+                ended = await self._namespace.wait_end()
+                log.info("the namespace's end: %s", ended.reason)
+                status = ended.status or 0
+                if ended.status is not None:
+                    with trio.move_on_after(LINGER_S):
+                        await self._sent()
+                nursery.cancel_scope.cancel()
+
+            self._namespace.start_command()
+            nursery.start_soon(end_with_namespace)
+            await serve_guest(self._link, self._serving, self._begin_session)
+            if not self._namespace.runs_command:
+                nursery.cancel_scope.cancel()
+        return status
+
+    def _begin_session(self, session: Session, dispatcher: Dispatcher, nursery: trio.Nursery) -> Receiver:
+        session.guest.learn_mac(self._namespace.mac)
+        return dispatcher
+
+    async def _sent(self) -> None:
+        """Wait until the namespace's sockets have sent what they had when their programs ended."""
+
+
+async def pass_on_signals(signals: AsyncIterator[int], namespace: OpenedNamespace) -> None:
+    """To the command, which decides what they mean, and whose end is ours.
+
+    What was typed at the terminal it has had already, as all in the foreground had.
+    """
+    async for number in signals:
+        if number in (signal.SIGINT, signal.SIGQUIT) and _is_in_foreground():
+            continue
+        log.debug("%s is passed on to the command", signal.Signals(number).name)
+        namespace.signal(number)
+
+
+def _is_in_foreground() -> bool:
+    """Whether this process and the command have the terminal's foreground (credentials(7))."""
+    with suppress(OSError):
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            return os.tcgetpgrp(terminal) == os.getpgrp()
+        finally:
+            os.close(terminal)
+    return False
+
+
+
