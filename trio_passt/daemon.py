@@ -98,6 +98,8 @@ async def run(
             on_open()
         if config.network.transports.icmp:
             check_ping_permission()
+        if namespace_guest is not None:
+            await namespace_guest.open()
         current.forwards = listeners.bound
         on_ready(door.path if door else None, current.forwards)
         exit_status = 0

@@ -100,8 +100,17 @@ async def turn_away(door: GuestListener, guest: StreamLink, waiting: list[Stream
             log.warning("refused a second guest: one is connected already")
 
 
-OnSession = Callable[[Session, Dispatcher, trio.Nursery], Receiver]
-"""Called when a guest session begins, with its nursery; who takes what comes to forwarded ports."""
+@frozen
+class Beside:
+    """What a guest session has besides the tap's flows: who takes what comes to forwarded ports, and what to tell."""
+
+    receiver: Receiver
+    flows: Sequence[status.NamedFlows] = ()
+    forwards_to_host: Callable[[], Sequence[PortForward]] | None = None
+
+
+OnSession = Callable[[Session, Dispatcher, trio.Nursery], Beside]
+"""Called when a guest session begins, with its nursery."""
 
 
 async def serve_guest(link: Link, serving: Serving, on_session: OnSession | None = None) -> None:
@@ -137,9 +146,12 @@ async def serve_guest(link: Link, serving: Serving, on_session: OnSession | None
             nursery.start_soon(readiness.run)
             nursery.start_soon(advertise_router, responder, serving.current)
             nursery.start_soon(dispatcher.fragments.run)
-            receiver = on_session(session, dispatcher, nursery) if on_session is not None else dispatcher
-            serving.listeners.receiver, serving.current.responder = receiver, responder
-            serving.current.guest = status.Attached(session, dispatcher, trio.current_time())
+            beside = on_session(session, dispatcher, nursery) if on_session is not None else Beside(dispatcher)
+            serving.listeners.receiver, serving.current.responder = beside.receiver, responder
+            serving.current.guest = status.Attached(
+                session, dispatcher, trio.current_time(), beside.flows, beside.forwards_to_host
+            )
+            readiness.include(serving.listeners.readiness)
             try:
                 await own_frames(link, dispatcher, readiness)
             except LinkClosed as closed:
@@ -150,6 +162,7 @@ async def serve_guest(link: Link, serving: Serving, on_session: OnSession | None
             finally:
                 serving.current.responder = serving.current.guest = None
                 serving.listeners.receiver = None  # before the nursery closes, which takes no more flows then
+                readiness.exclude(serving.listeners.readiness)
             nursery.cancel_scope.cancel()
         for reason, count in session.drops.most_common():
             log.debug("dropped: %s: %d", reason, count)

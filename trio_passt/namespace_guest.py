@@ -20,11 +20,13 @@ from contextlib import suppress
 
 import trio
 
+from trio_passt.config import Protocol
 from trio_passt.dispatch import Dispatcher
 from trio_passt.flow.session import Session
-from trio_passt.guests import Serving, serve_guest
-from trio_passt.host.listeners import Receiver
+from trio_passt.guests import Beside, Serving, serve_guest
+from trio_passt.host.listening import CLOSING, FIN_WAIT_1, LAST_ACK, Listing
 from trio_passt.link.tap import TapLink
+from trio_passt.local.ports import LocalPorts
 from trio_passt.namespace.opened import OpenedNamespace
 
 log = logging.getLogger("trio_passt")
@@ -32,6 +34,12 @@ log = logging.getLogger("trio_passt")
 LINGER_S = 2.0
 """How long what a command sent in its last moment may take to get out.  A kernel would take minutes for a peer that
 does not answer, but somebody waits for us to end."""
+
+LOOK_AGAIN_S = 0.01
+"""How often it is looked whether it has."""
+
+ENDED = frozenset({FIN_WAIT_1, LAST_ACK, CLOSING})
+"""States of TCP sockets whose program has ended them, and whose peer has not acknowledged that yet."""
 
 
 class NamespaceGuest:
@@ -41,9 +49,26 @@ class NamespaceGuest:
         self._namespace = namespace
         self._serving = serving
         self._link = TapLink(namespace.tap_fd)
+        try:
+            self._local = LocalPorts(serving.config, namespace.side, serving.listeners, families, self._tell_forwards)
+        except BaseException:
+            self._link.close()
+            raise
+
+    async def open(self) -> None:
+        """Have the ports open that are wanted from the beginning."""
+        await self._local.open()
+
+    def add_families(self, families: Collection[int]) -> None:
+        """The guest's network has changed, and it has these now."""
+        self._local.to_host.add_families(families)
+
+    def _tell_forwards(self) -> None:
+        self._serving.current.forwards = self._serving.listeners.bound
 
     def close(self) -> None:
         """Close what was opened here."""
+        self._local.close()
         self._link.close()
 
     async def serve(self) -> int:
@@ -68,12 +93,23 @@ class NamespaceGuest:
                 nursery.cancel_scope.cancel()
         return status
 
-    def _begin_session(self, session: Session, dispatcher: Dispatcher, nursery: trio.Nursery) -> Receiver:
+    def _begin_session(self, session: Session, dispatcher: Dispatcher, nursery: trio.Nursery) -> Beside:
         session.guest.learn_mac(self._namespace.mac)
-        return dispatcher
+        local = self._local
+        receiver = local.serve(session, nursery, dispatcher.tcp.limit, dispatcher.udp.most, dispatcher)
+        flows = (("local TCP", local.connections), ("local UDP", local.datagrams))
+        return Beside(receiver, flows, lambda: local.to_host.bound)
 
     async def _sent(self) -> None:
-        """Wait until the namespace's sockets have sent what they had when their programs ended."""
+        """Wait until the namespace's sockets have sent what they had when their programs ended, and we have, too."""
+        listing = Listing(self._namespace.side)
+        try:
+            while await listing.read(Protocol.TCP, ENDED) or self._local.is_sending():
+                await trio.sleep(LOOK_AGAIN_S)
+        except OSError as error:
+            log.debug("can't find out what the namespace has still to send: %s", error)
+        finally:
+            listing.close()
 
 
 async def pass_on_signals(signals: AsyncIterator[int], namespace: OpenedNamespace) -> None:

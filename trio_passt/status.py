@@ -53,6 +53,23 @@ class _Flow(TypingProtocol):
     def status(self) -> FlowStatus: ...
 
 
+class Table(TypingProtocol):
+    """Flows that can be asked."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def most(self) -> int:
+        """How many there may be."""
+
+    def newest(self, most: int) -> Sequence[_Flow]:
+        """Up to so many, the newest first."""
+
+
+NamedFlows = tuple[str, Sequence[Table]]
+"""The tables of one kind of flows."""
+
+
 @frozen
 class Flows:
     """The flows of one protocol, of which there are `count` now, and may be `most`; the newest are `shown`."""
@@ -68,7 +85,7 @@ class GuestStatus:
     """The guest that is connected, for `connected_s`.
 
     `flows_waiting` is how many wait until the link has room again, `waiting_bytes` what they keep of datagrams
-    meanwhile.  `drops` are by reason, the most first.
+    meanwhile.  `drops` are by reason, the most first.  A namespace also has `forwards_to_host`.
     """
 
     connected_s: float
@@ -79,6 +96,7 @@ class GuestStatus:
     waiting_bytes: int = 0
     drops: tuple[tuple[str, int], ...] = ()
     flows: tuple[Flows, ...] = ()
+    forwards_to_host: tuple[PortForward, ...] | None = None
 
 
 @frozen
@@ -94,11 +112,13 @@ class Status:
 
 @frozen
 class Attached:
-    """A guest that is connected since then, on Trio's clock."""
+    """A guest that is connected since then, on Trio's clock; a namespace has flows past the tap, and forwards."""
 
     session: Session
     dispatcher: Dispatcher
     since: float
+    flows: Sequence[NamedFlows] = ()
+    forwards_to_host: Callable[[], Sequence[PortForward]] | None = None
 
 
 async def answer(
@@ -135,8 +155,21 @@ async def _write(lines: Sequence[str]) -> None:
 async def look_at(guest: Attached) -> GuestStatus:
     """How a guest's session stands, from now to a moment later."""
     session, dispatcher = guest.session, guest.dispatcher
-    tables = (("TCP", dispatcher.tcp), ("UDP", dispatcher.udp), ("echo", dispatcher.echo))
-    flows = [Flows(name, len(of), of.most, await _ask(of.newest(FLOWS_SHOWN))) for name, of in tables]
+    tables: list[NamedFlows] = [
+        ("TCP", [dispatcher.tcp]),
+        ("UDP", [dispatcher.udp]),
+        ("echo", [dispatcher.echo]),
+        *guest.flows,
+    ]
+    flows = [
+        Flows(
+            name,
+            sum(map(len, of)),
+            max(table.most for table in of),
+            await _ask([flow for table in of for flow in table.newest(FLOWS_SHOWN)][:FLOWS_SHOWN]),
+        )
+        for name, of in tables
+    ]
     return GuestStatus(
         connected_s=trio.current_time() - guest.since,
         mac=session.guest.mac if session.guest.is_known else None,
@@ -146,6 +179,7 @@ async def look_at(guest: Attached) -> GuestStatus:
         waiting_bytes=WAITING_DATAGRAM_BYTES - session.datagrams.left_bytes,
         drops=tuple(session.drops.most_common()),
         flows=tuple(flows),
+        forwards_to_host=None if guest.forwards_to_host is None else tuple(guest.forwards_to_host()),
     )
 
 
@@ -194,7 +228,9 @@ def table(status: Status) -> list[str]:
 def _guest(guest: GuestStatus) -> list[str]:
     names = ", ".join(str(ip_address(address)) for address in guest.addresses)
     link = "full" if guest.is_link_full else "has room"
+    to_host = guest.forwards_to_host
     return [
+        *(f"forwarded to the host: {kind.name} {_ports(to_host, kind)}" for kind in Protocol if to_host is not None),
         f"guest: {format_mac(guest.mac) if guest.mac else 'MAC address not known yet'}, {names or 'no address'}",
         f"link: {link}, {guest.flows_waiting} flows wait; {guest.waiting_bytes} bytes of datagrams wait",
         *(f"dropped: {count} ({reason})" for reason, count in guest.drops),

@@ -68,12 +68,9 @@ def _command(name: str, process_id: int, port: int, mtu_bytes: int) -> list[str]
 
 
 def _await(guest: Unprivileged, process: subprocess.Popen[bytes], port: int | None, log: Path) -> None:
-    """Until there is a default route, and for ports, listeners on both sides."""
+    """Until there is a default route, and the host's port."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not (
-        _has_default_route(guest.process_id)
-        and (port is None or (_listens(process.pid, port) and _listens(guest.process_id, OUTWARD_PORT)))
-    ):
+    while not (_has_default_route(guest.process_id) and (port is None or _listens(process.pid, port))):
         if process.poll() is not None or time.monotonic() > deadline:
             said = log.read_text(errors="replace").strip().splitlines()
             raise RuntimeError(f"not ready, status {process.poll()}: {said[-1] if said else 'it says nothing'}")

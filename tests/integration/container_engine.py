@@ -41,8 +41,8 @@ exec </dev/null
 echo "$pid"
 while :; do sleep 1000 & wait $!; done
 """
-"""The first process, as `Userspace`'s. $1: what belongs into /usr; $2: the user's directory; $3: the user. crun takes no
-cgroups of the first version beside those of the second, even if it is told to use none."""
+"""The first process, as `Userspace`'s. $1: what belongs into /usr; $2: the user's directory; $3: the user. crun does
+not stand cgroups of the first version beside those of the second, even if it is told to use none."""
 
 START_TIMEOUT_S, COMMAND_TIMEOUT_S = 20.0, 60.0
 USER = "tester"
@@ -163,7 +163,9 @@ class Engine:
         for path in ("bin", "etc", ".cache", ".config", ".config/containers", ".data"):
             (home / path).mkdir(mode=0o700)
             os.chown(home / path, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
-        (home / "etc/passwd").write_text(f"root:x:0:0::/root:/bin/sh\n{USER}:x:{UNPRIVILEGED_ID}:{UNPRIVILEGED_ID}::{home}:/bin/sh\n")
+        (home / "etc/passwd").write_text(
+            f"root:x:0:0::/root:/bin/sh\n{USER}:x:{UNPRIVILEGED_ID}:{UNPRIVILEGED_ID}::{home}:/bin/sh\n"
+        )
         (home / "etc/group").write_text(f"root:x:0:\n{USER}:x:{UNPRIVILEGED_ID}:\n")
         for name in ("subuid", "subgid"):
             (home / "etc" / name).write_text(SUBORDINATE_IDS)

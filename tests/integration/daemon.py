@@ -41,6 +41,13 @@ def namespace_program() -> list[str]:
     return [str(Path(sys.executable).parent / "trio-pasta")]
 
 
+def slirp4netns_program() -> list[str]:
+    """The one that is called as slirp4netns; TRIO_SLIRP4NETNS_UNDER_TEST in the same way."""
+    if configured := os.environ.get("TRIO_SLIRP4NETNS_UNDER_TEST"):
+        return shlex.split(configured)
+    return [str(Path(sys.executable).parent / "trio-slirp4netns")]
+
+
 def daemon_directory(parent: Path, name: str) -> Path:
     """A directory in which only the daemon may write."""
     directory = parent / name

@@ -115,16 +115,19 @@ class NamespaceGuest:
         return Pending(command, time.monotonic() + timeout_s + CHANNEL_SLACK_S, process)
 
 
-def checks(*modules: ModuleType, without: Collection[str] = ()) -> dict[str, Callable[..., None]]:
+def checks(
+    *modules: ModuleType, only: Collection[str] = (), without: Collection[str] = ()
+) -> dict[str, Callable[..., None]]:
     """The tests of modules, named after module and test: whoever has them in a module of its own runs them there.
 
-    They find that module's fixtures. `without` names tests that are not wanted; they have to be there.
+    They find that module's fixtures. `only` names all that are wanted, `without` those that are not; all have to exist.
     """
     found = {
         f"{module.__name__.rpartition('.')[2]}_{name.removeprefix('test_')}": value
         for module in modules
         for name, value in vars(module).items()
-        if name.startswith("test_") and callable(value) and name not in without
+        if name.startswith("test_") and callable(value) and name not in without and (name in only or not only)
     }
-    assert all(any(hasattr(module, name) for module in modules) for name in without), without
+    for name in (*only, *without):
+        assert any(hasattr(module, name) for module in modules), name
     return found

@@ -181,7 +181,8 @@ def attached(crowd: Any) -> Any:
     link = SimpleNamespace(is_full=False, waiting=0)
     drops = SimpleNamespace(most_common=lambda: [("malformed", 3)])
     session = SimpleNamespace(guest=guest, link=link, drops=drops, datagrams=SimpleNamespace(left_bytes=0))
-    return SimpleNamespace(session=session, dispatcher=SimpleNamespace(tcp=crowd, udp=crowd, echo=crowd), since=0.0)
+    dispatcher = SimpleNamespace(tcp=crowd, udp=crowd, echo=crowd)
+    return SimpleNamespace(session=session, dispatcher=dispatcher, since=0.0, flows=(), forwards_to_host=None)
 
 
 async def asked(times: int, at_the_end: trio.Event | None = None) -> AsyncIterator[int]:

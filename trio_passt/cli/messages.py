@@ -14,7 +14,7 @@ from trio_passt.cli.option_table import sections
 from trio_passt.cli.ports import Where
 from trio_passt.config import Config, GuestNetwork, Namespace, Outbound, PortForward, Protocol, Resolvers
 from trio_passt.host import port_ranges
-from trio_passt.host.port_ranges import ALL_PORTS, runs
+from trio_passt.host.port_ranges import ALL_PORTS
 
 _WIDTH = 80
 _HELP_COLUMN = 26
@@ -98,18 +98,15 @@ def _with_automatic(forwards: Sequence[PortForward], candidates: Sequence[PortFo
     """As parts of one line, with the automatic ones, as far as they are not of all others."""
     parts = [" ".join(line.split()) for line in _forwards(forwards)]
     for (protocol, where), group in _grouped(candidates).items():
-        ports = {port for forward in group for port in forward.ports}
         text = f"{protocol.name} auto"
-        if len(ports) <= len(ALL_PORTS) // 2:
+        if sum(len(forward.ports) for forward in group) <= len(ALL_PORTS) // 2:
             text += f" of {', '.join(joined_ranges(group))}"
-        elif excluded := runs(sorted(set(ALL_PORTS) - ports - _numbers(forwards, protocol))):
-            text += f" but {', '.join(map(port_ranges.text, excluded))}"
+        else:
+            spoken_of = (forward.ports for forward in (*forwards, *group) if forward.protocol is protocol)
+            excluded = port_ranges.others(spoken_of)
+            text += f" but {', '.join(map(port_ranges.text, excluded))}" if excluded else ""
         parts.append(text + (f" on {where}" if where else ""))
     return parts
-
-
-def _numbers(forwards: Iterable[PortForward], protocol: Protocol) -> set[int]:
-    return {port for forward in forwards if forward.protocol is protocol for port in forward.ports}
 
 
 def _grouped(forwards: Iterable[PortForward]) -> dict[tuple[Protocol, str], list[PortForward]]:

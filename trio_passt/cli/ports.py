@@ -28,7 +28,7 @@ from trio_passt.cli.addresses import interface_name
 from trio_passt.cli.values import UsageError, address, invalid, number
 from trio_passt.config import Binding, IPAddress, PortForward, Protocol
 from trio_passt.host import port_ranges
-from trio_passt.host.port_ranges import ALL_PORTS, runs
+from trio_passt.host.port_ranges import ALL_PORTS, others, runs
 
 LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
@@ -276,13 +276,12 @@ def _spare(
     option: str, protocol: Protocol, specification: Specification, taken: dict[int, list[Where]], ephemeral: range
 ) -> list[PortForward]:
     """The forwards of all ports that nobody has named, but those excluded, and the ephemeral ones if not automatic."""
-    where, excluded = specification.where, _numbers(specification.excluded)
-    if specification.is_automatic:
-        ephemeral = range(0)
-    wanted = [port for port in ALL_PORTS if port not in excluded and port not in ephemeral]
-    if not wanted:
+    where = specification.where
+    left_out = [*specification.excluded, *([] if specification.is_automatic else [ephemeral])]
+    if not others(left_out):
         raise invalid(option, specification.text, "the exclusions leave no port")
-    left = runs(port for port in wanted if not any(where.overlaps(place) for place in taken.get(port, ())))
+    named = (port for port, places in taken.items() if any(where.overlaps(place) for place in places))
+    left = others([*left_out, *(range(port, port + 1) for port in named)])
     return [
         PortForward(protocol, run.start, run.stop - 1, run.start, where.address, where.interface, Binding.SPARE)
         for run in left
@@ -298,8 +297,7 @@ def _listed(ports: Iterable[int]) -> str:
 
 
 def _all_but(forwards: Iterable[PortForward], ephemeral: range) -> str:
-    meant = {port for forward in forwards for port in forward.ports}
-    excluded = runs(port for port in ALL_PORTS if port not in meant and port not in ephemeral)
+    excluded = others([ephemeral, *(forward.ports for forward in forwards)])
     return ",".join(f"~{port_ranges.text(run)}" for run in excluded) or "all"
 
 

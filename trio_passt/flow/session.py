@@ -10,6 +10,7 @@ from attrs import define, field
 from trio_passt.config import GuestNetwork, Outbound
 from trio_passt.flow.budget import Budget
 from trio_passt.flow.guest import Guest
+from trio_passt.flow.streak import Streak
 from trio_passt.flow.translate import AddressMap
 from trio_passt.host.datagrams import DatagramBuffer
 from trio_passt.host.endpoint import Endpoint
@@ -66,7 +67,8 @@ class Session:
     counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).  `datagrams` bounds what
     may wait for a full link.  `buffer` is for what datagram sockets have, as `scratch` for streams; `identifications`
     number the datagrams that go to the guest in fragments.  `exhaustion` says, now and then, that the host has no
-    descriptors left, or not what `outbound` asks for, which is how the guest's flows leave the host.
+    descriptors left, or not what `outbound` asks for, which is how the guest's flows leave the host.  `quick_firsts`
+    counts the connections whose first answer was quick (`tcp.riding`).
     """
 
     link: FrameSink
@@ -82,6 +84,7 @@ class Session:
     exhaustion: SeldomLog = field(factory=SeldomLog)
     datagrams: Budget = field(factory=lambda: Budget(WAITING_DATAGRAM_BYTES))
     outbound: Outbound = Outbound()  # noqa: RUF009 - a frozen value
+    quick_firsts: Streak = field(factory=Streak)
 
     def change(self, network: GuestNetwork) -> None:
         """The host's network has changed, and with it what the guest is told.  Flows go on as they are."""

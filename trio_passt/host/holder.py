@@ -75,6 +75,24 @@ def find_holders(
     return {port: Holder(sock.uid, *processes.get(sock.inode, (None, ""))) for port, sock in found.items()}
 
 
+def held_from_here(inodes: Collection[int], *, within_s: float = WITHIN_S, proc: Path = _PROC) -> set[int]:
+    """Those sockets that a process has that is in this network namespace, wherever they are."""
+    deadline = time.monotonic() + within_s
+    links = {f"socket:[{inode}]": str(inode).encode() for inode in inodes}
+    found: set[int] = set()
+    with suppress(OSError):
+        here = os.readlink(proc / "self/ns/net")
+        for process in os.listdir(proc) if links else ():
+            if not process.isdecimal():
+                continue
+            with suppress(OSError):  # gone meanwhile, or another user's
+                if os.readlink(f"{proc}/{process}/ns/net") == here:
+                    found.update(map(int, _inodes(f"{proc}/{process}/fd", links, deadline)))
+            if time.monotonic() > deadline:
+                break
+    return found
+
+
 def _in_the_way(port: BoundPort, sockets: Collection[_Socket]) -> _Socket | None:
     """The one that keeps us from binding it; a listener, if there is one."""
     able = [sock for sock in sockets if _covers(sock.address, port.address)]

@@ -16,6 +16,7 @@ that happens at one port takes longer because there are others.
 
 import gc
 import logging
+import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -175,6 +176,7 @@ class PortListeners:
         self.spare: list[TcpPort | UdpPort] = []
         self._runs: dict[int, list[PortForward]] = {}
         """What is bound of a forward, in the same way, until that changes."""
+        self._inodes: set[int] | None = None
         self._side = side if side is not None else Here()
         self._binder = Binder(
             self, forwards, families, freebind=freebind, on_loopback=on_loopback, is_here=side is None
@@ -269,6 +271,14 @@ class PortListeners:
         return self._named_count + len(self.spare)
 
     @property
+    def inodes(self) -> set[int]:
+        """What the kernel lists our own sockets by; kept from the first time on that somebody asks."""
+        if self._inodes is None:
+            ports = chain(*self._named.values(), self.spare)
+            self._inodes = {os.fstat(port.socket.fileno()).st_ino for port in ports}
+        return self._inodes
+
+    @property
     def readiness(self) -> Readiness:
         """Where their sockets are watched."""
         return self._readiness
@@ -322,6 +332,8 @@ class PortListeners:
         except BaseException:
             sock.close()
             raise
+        if self._inodes is not None:
+            self._inodes.add(os.fstat(sock.fileno()).st_ino)
         self._runs.pop(id(forward), None)
         if forward.binding is Binding.SPARE:
             self.spare.append(found)
@@ -358,6 +370,8 @@ class PortListeners:
 
     def _close(self, port: TcpPort | UdpPort) -> None:
         self._runs.pop(id(port.forward), None)
+        if self._inodes is not None:
+            self._inodes.discard(os.fstat(port.socket.fileno()).st_ino)
         if isinstance(port, UdpPort):
             by_target = self._udp_ports[4 if port.socket.family == socket.AF_INET else 16]
             others = tuple(other for other in by_target[port.target] if other is not port)

@@ -37,7 +37,7 @@ class ReceiveQueue:
     said to have come since.  Who watches the socket (edge-triggered, see `readiness`) sets it.
     """
 
-    __slots__ = ("_offset", "_scratch", "_sock", "at_end", "has_urgent", "readable")
+    __slots__ = ("_offset", "_scratch", "_sock", "at_end", "has_urgent", "is_last", "readable")
 
     def __init__(self, sock: socket.socket, scratch: memoryview, *, use_peek_offset: bool) -> None:
         self._sock = sock
@@ -49,6 +49,8 @@ class ReceiveQueue:
         self.at_end = False
         """Set by whoever learns that the peer has sent its FIN (EPOLLRDHUP): needed without SO_PEEK_OFF, where the
         end of the data can't be told from its present end."""
+        self.is_last = False
+        """After a peek that has given something: it was the last of the data, since the FIN behind it is known of."""
         if use_peek_offset:
             sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
             self._offset = 0
@@ -81,8 +83,10 @@ class ReceiveQueue:
         except BlockingIOError:
             self.readable = False
             return None
-        if count < most and not self.at_end and not self.has_urgent:
-            self.readable = False  # epoll(7): a stream that gives less than asked for is exhausted
+        is_all = count < most and not self.has_urgent  # epoll(7): a stream that gives less than asked for is exhausted
+        self.is_last = is_all and self.at_end
+        if is_all and not self.at_end:
+            self.readable = False
         return count
 
     def _peek_from_front(self, offset: int, most: int) -> memoryview | None:

@@ -119,6 +119,10 @@ class Readiness:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def closes(self, fd: int) -> None:
+        """Stop watching `fd`, which is about to be closed, and has no duplicate: that takes it out of the epoll set."""
+        self._callbacks.pop(fd, None)
+
     def pause(self, seconds: float) -> None:
         """Deliver nothing for a while after the present round: a callback can do nothing about its event now."""
         self._pause_s = max(self._pause_s, seconds)

@@ -25,14 +25,16 @@ class SendQueue:
 
     __slots__ = ("_free_bytes", "_look_again_at", "_looked_at", "_round_trip_s", "_sock", "_written_bytes", "writable")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, near_at: float = float("-inf")) -> None:
+        """`near_at` is when the peer was seen to answer at once, if it was.  As to room, little is known at first, and
+        need not be known until something was written."""
         self._sock = sock
         self.writable = True
         self._free_bytes = 0
         self._written_bytes = 0
-        self._look_again_at = 0
+        self._look_again_at = LOOK_AGAIN_BYTES
         self._round_trip_s = 0.0
-        self._looked_at = float("-inf")
+        self._looked_at = near_at
 
     def has_room_again(self) -> None:
         """The socket was reported to be writable (which epoll also says when something else has happened)."""

@@ -49,7 +49,7 @@ from trio_passt.wire.frames import (
 READ_BYTES = 1024 * 1024
 """What is read in one turn, and a frame more."""
 
-READ_FRAMES = 256
+READ_FRAMES = 512
 """How many frames, at the most: they may be small."""
 
 COPY_UP_TO_BYTES = 16 * 1024
@@ -142,7 +142,7 @@ class TapLink:
         view = memoryview(self._empty_buffer())
         bounds: framing.Bounds = []
         offloads: list[Offload | None] = []
-        position, header_bytes = 0, self._header_bytes
+        position, header_bytes, has_offloads = 0, self._header_bytes, False
         while position < READ_BYTES and len(bounds) < READ_FRAMES:
             try:
                 count = self._file.readinto(view[position : position + _SLOT_BYTES])
@@ -157,15 +157,16 @@ class TapLink:
                 continue
             if header_bytes:
                 try:
-                    offloads.append(self._offload_of(bytes(view[position:start])))
+                    offload = self._offload_of(bytes(view[position:start]))
                 except MalformedPacket:
                     self.drops["link: header that asks for what we can't do"] += 1
                     continue
+                has_offloads |= offload is not None
+                offloads.append(offload)
             bounds.append((start, end))
             position = end
         if bounds:
             batch = view[:position].toreadonly()
-            has_offloads = any(offload is not None for offload in offloads)
             data = bytes(batch) if position <= COPY_UP_TO_BYTES else batch
             return FrameBatch(data, bounds, offloads if has_offloads else None)
         if self._closed is not None:

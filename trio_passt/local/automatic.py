@@ -19,7 +19,7 @@ from trio_passt.config import Binding, IPAddress, PortForward, Protocol
 from trio_passt.host.listening import LOOPBACK_INTERFACE, BoundSocket
 
 DHCP_PORTS = frozenset({67, 68, 546, 547})
-"""Of UDP: RFC 2131, RFC 9915 section 7.2."""
+"""Of UDP: RFC 2131, RFC 8415 section 7.2."""
 
 _ANY = {4: bytes(4), 16: bytes(16)}
 _LOOPBACK = {4: bytes((127, 0, 0, 1)), 16: bytes(15) + b"\x01"}

@@ -97,6 +97,12 @@ class LocalConnection:
         """Whether there is nothing left for its task to do, or to raise."""
         return self._life.has_ended_well
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether the guest has ended its way, and what came before that is not all passed on yet."""
+        outgoing = self._up if self._is_from_guest else self._down
+        return outgoing.is_peer_closed and not outgoing.is_through
+
     def begin(self) -> None:
         """It has been started."""
         self._life.ring()

@@ -16,7 +16,6 @@ import os
 import pickle
 import socket
 import struct
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from attrs import frozen
@@ -29,9 +28,6 @@ from trio_passt.host.side import Here
 from trio_passt.namespace import processes
 from trio_passt.namespace.enter import Namespaces
 from trio_passt.namespace.tap_device import open_tap
-
-MAX_DESCRIPTORS = 253
-"""In one message: SCM_MAX_FD of the kernel."""
 
 MAX_REQUEST_BYTES = 16384
 
@@ -47,12 +43,11 @@ _CAP_NET_BIND_SERVICE = 1 << 10
 
 @frozen
 class Birth:
-    """What the process does before it answers requests: join `namespaces`, make a tap, `configure` it, be `run_as`."""
+    """What the process does before it answers requests: join `namespaces`, make the tap, become `run_as`."""
 
     namespaces: Namespaces
     interface: str
     mac: bytes | None
-    configure: Callable[[bytes], None]
     run_as: RunAs | None
 
 
@@ -130,7 +125,6 @@ def _live(daemon: socket.socket, birth: Birth) -> int:
         if birth.mac is not None:
             _set_mac(birth.interface, birth.mac)
         mac = _mac(birth.interface)
-        birth.configure(mac)
         _give_up_privileges(birth)
     except StartupError as error:
         daemon.send(pickle.dumps(Born(error=str(error))))

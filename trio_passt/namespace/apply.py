@@ -1,83 +1,80 @@
-"""Setting what `setup` has planned, in the network namespace that this process is in: rtnetlink(7).
+"""Setting what `setup` has planned, in the network namespace that this process is in: the I/O after it.
 
 Theory of operation
 -------------------
-The interface comes up first: the kernel has no routes by one that is down.  It makes no link-local address by itself,
-for that would not be usable before duplicate address detection has taken a second; the one that is planned is
+The interface comes up before its routes: the kernel has none by one that is down.  It makes no link-local address by
+itself, for that would not be usable before duplicate address detection has taken a second; the one that is planned is
 used at once, like all others: nobody else is on this link.
 
 What is there already is left as it is, and so is what others have: a route for the same destination with the same
 metric is one more.
 """
 
+import errno
+import os
 import socket
-import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trio_passt.errors import StartupError
-from trio_passt.host.rtnetlink import NEWADDR, NEWLINK, NEWROUTE, NLM_F_APPEND, NLM_F_CREATE, Requests, attribute
 from trio_passt.namespace.setup import Hop, Plan, Route, TapAddress
 
-_LINK = struct.Struct("=BxHiII")
-_ADDRESS = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_NEXT_HOP = struct.Struct("=HBBi")
-_U32 = struct.Struct("=I")
-_IFF_UP = 0x1
-_IFLA_MTU, _IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE = 4, 26, 8
-_ADDR_GEN_MODE_NONE = 1
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS = 1, 2, 4, 6, 8
+_IN6_ADDR_GEN_MODE_NONE = 1
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
-_FOREVER = 0xFFFFFFFF
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
-_RTA_MULTIPATH, _RTA_PREF = 9, 20
 _RTNH_F_ONLINK = 0x4
 _RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
-_NLA_F_NESTED = 0x8000
+_FOREVER = 0xFFFFFFFF
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def apply(plan: Plan, interface: str) -> None:
     """Set all of it.  Raises `StartupError`, which names what the kernel does not take."""
-    ipv6 = Path("/proc/sys/net/ipv6/conf", interface)
-    has_ipv6 = ipv6.exists()
-    if has_ipv6 and plan.with_ipv6:
-        _write(ipv6 / "disable_ipv6", "0")
-        _write(ipv6 / "accept_ra", "0")
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    def set_(what: str, change: Callable[..., Any], *arguments: Any, **values: Any) -> None:
+        try:
+            change(*arguments, **values)
+        except (OSError, NetlinkError) as error:
+            number = error.code if isinstance(error, NetlinkError) else error.errno
+            if number != errno.EEXIST:
+                raise StartupError(f"can't {what}: {os.strerror(number or 0)}") from error
+
+    has_ipv6 = _prepare_ipv6(plan, interface)
     try:
-        requests = Requests()
+        netlink = IPRoute()
     except OSError as error:
         raise StartupError(f"can't configure {interface}: no netlink: {error.strerror}") from error
-    with requests:
+    with netlink:
         index = socket.if_nametoindex(interface)
         if has_ipv6:
-            with suppress(OSError):  # where IPv6 is off
-                requests.make(NEWLINK, 0, _without_link_local(index))
-        _make(requests, NEWLINK, 0, _up(index, plan.mtu_bytes), f"bring {interface} up with an MTU of {plan.mtu_bytes}")
+            with suppress(OSError, NetlinkError):  # a kernel that is older than this way to say it, 3.17
+                netlink.link("set", index=index, IFLA_AF_SPEC=_NO_LINK_LOCAL)
+        mtu = {"mtu": plan.mtu_bytes} if plan.mtu_bytes is not None else {}
+        set_(f"bring {interface} up (MTU: {plan.mtu_bytes})", netlink.link, "set", index=index, state="up", **mtu)
         for address in _in_the_kernels_order(plan.addresses):
             if has_ipv6 or address.of.address.version == 4:
                 what = f"give {interface} the address {address.of.address}"
-                _make(requests, NEWADDR, NLM_F_CREATE, _address(address, index), what)
+                set_(what, netlink.addr, "add", index=index, **_address(address))
         for route in plan.routes:
             if has_ipv6 or route.destination.version == 4:
                 what = f"add the route {_text(route)} by {interface}"
-                _make(requests, NEWROUTE, NLM_F_CREATE | NLM_F_APPEND, _route(route, index), what)
+                set_(what, netlink.route, "append", **_route(route, index))
 
 
-def _write(setting: Path, value: str) -> None:
-    """Where /proc/sys may not be written, what follows tells whether that mattered."""
-    with suppress(OSError):
-        setting.write_text(value, encoding="ascii")
+_NO_LINK_LOCAL = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]})]}
 
 
-def _make(requests: Requests, kind: int, flags: int, body: bytes, what: str) -> None:
-    try:
-        requests.make(kind, flags, body)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise StartupError(f"can't {what}: {error.strerror}") from error
+def _prepare_ipv6(plan: Plan, interface: str) -> bool:
+    """Whether the kernel has IPv6 at all.  If it is for us to set up, router advertisements have no say in it."""
+    settings = Path("/proc/sys/net/ipv6/conf", interface)
+    if plan.with_ipv6:
+        for name, value in (("disable_ipv6", "0"), ("accept_ra", "0")):
+            with suppress(OSError):  # where /proc/sys may not be written, what follows tells whether that mattered
+                (settings / name).write_text(value, encoding="ascii")
+    return settings.exists()
 
 
 def _in_the_kernels_order(addresses: tuple[TapAddress, ...]) -> list[TapAddress]:
@@ -86,70 +83,54 @@ def _in_the_kernels_order(addresses: tuple[TapAddress, ...]) -> list[TapAddress]
     return ipv4 + [one for one in reversed(addresses) if one.of.address.version == 6]
 
 
-def _without_link_local(index: int) -> bytes:
-    mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
-    nested = attribute(_IFLA_AF_SPEC | _NLA_F_NESTED, attribute(socket.AF_INET6 | _NLA_F_NESTED, mode))
-    return _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + nested
-
-
-def _up(index: int, mtu_bytes: int | None) -> bytes:
-    mtu = attribute(_IFLA_MTU, _U32.pack(mtu_bytes)) if mtu_bytes is not None else b""
-    return _LINK.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP) + mtu
-
-
-def _address(address: TapAddress, index: int) -> bytes:
+def _address(address: TapAddress) -> dict[str, Any]:
     one = address.of
+    own = str(one.address.ip)
     flags = 0 if address.makes_route else _IFA_F_NOPREFIXROUTE
-    if one.address.version == 6:
-        flags |= _IFA_F_NODAD
-    own = one.address.ip.packed
-    body = _ADDRESS.pack(_FAMILY[one.address.version], one.address.network.prefixlen, flags & 0xFF, one.scope, index)
-    body += attribute(_IFA_LOCAL, own) + attribute(_IFA_ADDRESS, one.peer.packed if one.peer is not None else own)
-    body += attribute(_IFA_FLAGS, _U32.pack(flags))
+    values: dict[str, Any] = {
+        "family": _FAMILY[one.address.version],
+        "address": str(one.peer) if one.peer is not None else own,
+        "local": own,
+        "prefixlen": one.address.network.prefixlen,
+        "scope": one.scope,
+        "IFA_FLAGS": flags | _IFA_F_NODAD if one.address.version == 6 else flags,
+    }
     if one.broadcast is not None:
-        body += attribute(_IFA_BROADCAST, one.broadcast.packed)
+        values["broadcast"] = str(one.broadcast)
     if not one.lasts:
-        body += attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, _FOREVER, 0, 0))
-    return body
+        lifetimes_s = {"preferred": 0, "valid": _FOREVER}  # names of older pyroute2, beside the kernel's
+        values["IFA_CACHEINFO"] = lifetimes_s | {f"ifa_{name}": value for name, value in lifetimes_s.items()}
+    return values
 
 
-def _route(route: Route, index: int) -> bytes:
-    family = _FAMILY[route.destination.version]
-    on_link = len(route.hops) == 1 and route.hops[0].on_link
-    body = _ROUTE.pack(
-        family,
-        route.destination.prefixlen,
-        0,
-        route.tos,
-        _RT_TABLE_MAIN,
-        route.protocol,
-        route.scope,
-        _RTN_UNICAST,
-        _RTNH_F_ONLINK if on_link else 0,
-    )
-    if route.destination.prefixlen:
-        body += attribute(_RTA_DST, route.destination.network_address.packed)
+def _route(route: Route, index: int) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "family": _FAMILY[route.destination.version],
+        "dst": str(route.destination.network_address),
+        "dst_len": route.destination.prefixlen,
+        "tos": route.tos,
+        "table": _RT_TABLE_MAIN,
+        "proto": route.protocol,
+        "scope": route.scope,
+        "type": _RTN_UNICAST,
+    }
     if route.metric:
-        body += attribute(_RTA_PRIORITY, _U32.pack(route.metric))
+        values["priority"] = route.metric
     if route.source is not None:
-        body += attribute(_RTA_PREFSRC, route.source.packed)
+        values["prefsrc"] = str(route.source)
     if route.metrics:
-        body += attribute(_RTA_METRICS | _NLA_F_NESTED, route.metrics)
+        values["metrics"] = {name.removeprefix("RTAX_").lower(): value for name, value in route.metrics}
     if route.preference is not None:
-        body += attribute(_RTA_PREF, bytes([route.preference]))
-    if len(route.hops) == 1:
-        return body + attribute(_RTA_OIF, struct.pack("=i", index)) + _gateway(route.hops[0])
-    return body + attribute(_RTA_MULTIPATH | _NLA_F_NESTED, b"".join(_next_hop(hop, index) for hop in route.hops))
+        values["RTA_PREF"] = route.preference
+    if len(route.hops) > 1:
+        hops = [_hop(hop) | {"oif": index, "hops": hop.weight - 1} for hop in route.hops]
+        return values | {"multipath": hops}
+    return values | {"oif": index} | _hop(route.hops[0])
 
 
-def _next_hop(hop: Hop, index: int) -> bytes:
-    gateway = _gateway(hop)
-    flags = _RTNH_F_ONLINK if hop.on_link else 0
-    return _NEXT_HOP.pack(_NEXT_HOP.size + len(gateway), flags, hop.weight - 1, index) + gateway
-
-
-def _gateway(hop: Hop) -> bytes:
-    return attribute(_RTA_GATEWAY, hop.gateway.packed) if hop.gateway is not None else b""
+def _hop(hop: Hop) -> dict[str, Any]:
+    values: dict[str, Any] = {"flags": _RTNH_F_ONLINK if hop.on_link else 0}
+    return values | ({"gateway": str(hop.gateway)} if hop.gateway is not None else {})
 
 
 def _text(route: Route) -> str:

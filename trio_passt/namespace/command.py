@@ -45,6 +45,7 @@ from trio_passt.namespace.enter import (
     of_this_process,
 )
 from trio_passt.namespace.first_process import START, Execution, Failed
+from trio_passt.namespace.passing import receive
 
 GRACE_S = 1.0
 """What the kernel may take to end everything in there."""
@@ -53,11 +54,11 @@ _CHANGED_BY_US = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGUSR1}
 """Ignored by Python, and by us until the daemon listens."""
 
 _SETTINGS = (
-    ("user.max_user_namespaces", "0", "user.max_user_namespaces is 0"),
-    ("kernel.unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone is 0"),
-    ("kernel.apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns is 1"),
+    *((f"user.max_{kind}_namespaces", "0") for kind in ("user", "net", "pid", "mnt", "uts", "ipc")),
+    ("kernel.unprivileged_userns_clone", "0"),
+    ("kernel.apparmor_restrict_unprivileged_userns", "1"),
 )
-"""Of sysctl(8): with these values, ordinary users have no user namespaces."""
+"""Of sysctl(8): with these values, ordinary users have no namespaces."""
 
 
 @frozen
@@ -137,7 +138,7 @@ class Command:
             self._connection.send(bytes([number]))
 
     def _made(self) -> Namespaces:
-        message, descriptors, _, _ = socket.recv_fds(self._connection, 4096, 2, socket.MSG_CMSG_CLOEXEC)
+        message, descriptors = receive(self._connection, 4096, 2)
         if not message:
             raise StartupError(f"can't make the namespace: its process has ended with status {self._status()}")
         failed: Failed | None = pickle.loads(message)
@@ -246,14 +247,16 @@ def _write(name: str, text: str) -> None:
 
 def _hint(error: OSError) -> str:
     """What forbids it, as far as it can be told."""
-    if error.errno == errno.ENOSPC:
-        return " (the limit of sysctl user.max_user_namespaces, or of another user.max_..._namespaces, is reached)"
     if error.errno == errno.EINVAL:
         return " (this kernel has none)"
-    if error.errno in (errno.EPERM, errno.EACCES):
-        found = [text for name, value, text in _SETTINGS if _setting(name) == value]
-        return f" ({found[0]}, see sysctl(8))" if found else " (a sandbox, such as a container's, forbids it)"
-    return ""
+    if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC):
+        return ""
+    for name, value in _SETTINGS:
+        if _setting(name) == value:
+            return f" (sysctl {name} is {value})"
+    if error.errno == errno.ENOSPC:
+        return " (a limit is reached: sysctl user.max_user_namespaces, or another user.max_..._namespaces)"
+    return " (a sandbox, such as a container's, forbids it)"
 
 
 def _setting(name: str) -> str | None:

@@ -9,8 +9,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 
 from attrs import define, field
 
@@ -20,6 +19,7 @@ from trio_passt.host.opener import Opener
 from trio_passt.host.side import NETLINK_SOCK_DIAG, Socket
 from trio_passt.namespace import agent, processes
 from trio_passt.namespace.agent import Answer, Birth, Born, Diagnostics, Open, ProcNet, Request, Sockets
+from trio_passt.namespace.passing import receive
 
 log = logging.getLogger("trio_passt.namespace")
 
@@ -31,7 +31,6 @@ WITHIN_S = 2.0
 
 _MAX_MESSAGE_BYTES = 4096
 _FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_CLOSE_ON_EXEC = socket.MSG_CMSG_CLOEXEC
 
 
 @define(eq=False)
@@ -85,9 +84,8 @@ class Inside:
         self._is_gone = True
         self._connection.close()
         for pool in self._pools.values():
-            _close(pool.ready)
-        for asked in self._asked:
-            _close(asked.descriptors)
+            while pool.ready:
+                os.close(pool.ready.popleft())
         if self._process:
             processes.end(self._process)
             self._process = 0
@@ -119,7 +117,7 @@ class Inside:
 
     def _born(self) -> tuple[bytes, int]:
         try:
-            message, descriptors, _, _ = socket.recv_fds(self._connection, _MAX_MESSAGE_BYTES, 1, _CLOSE_ON_EXEC)
+            message, descriptors = receive(self._connection, _MAX_MESSAGE_BYTES, 1)
         except OSError as error:
             raise StartupError(f"the process in the namespace does not answer: {error.strerror}") from error
         if not message:
@@ -193,9 +191,7 @@ class Inside:
         """Those that are there; they come in the order of the requests."""
         while self._asked:
             try:
-                message, descriptors, _, _ = socket.recv_fds(
-                    self._connection, _MAX_MESSAGE_BYTES, agent.MAX_DESCRIPTORS, _CLOSE_ON_EXEC
-                )
+                message, descriptors = receive(self._connection, _MAX_MESSAGE_BYTES, LARGEST_BATCH)
             except BlockingIOError:
                 return
             except OSError:
@@ -212,7 +208,8 @@ class Inside:
             asked.pool.error = answer.error or errno.EMFILE
             asked.pool.ready.extend(descriptors)
         elif asked.nobody_waits:
-            _close(descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
         else:
             asked.answer = answer
             asked.descriptors = descriptors
@@ -227,12 +224,6 @@ class Inside:
 def _largest_batch() -> int:
     """Less where there are few descriptors: those that are ready are nobody else's."""
     return max(FIRST_BATCH, min(LARGEST_BATCH, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 64))
-
-
-def _close(descriptors: Iterable[int]) -> None:
-    for descriptor in descriptors:
-        with suppress(OSError):
-            os.close(descriptor)
 
 
 def _gone() -> OSError:

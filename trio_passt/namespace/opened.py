@@ -1,6 +1,7 @@
 """A network namespace, opened to be a guest: its tap, sockets of its own, its command, its end."""
 
 import logging
+import os
 from contextlib import ExitStack
 
 from attrs import frozen
@@ -8,13 +9,11 @@ from attrs import frozen
 from trio_passt.config import Config, GuestNetwork, RunAs
 from trio_passt.host.side import Side
 from trio_passt.namespace.agent import Birth
-from trio_passt.namespace.apply import apply
 from trio_passt.namespace.command import Command
+from trio_passt.namespace.configurator import Configurator
 from trio_passt.namespace.departure import Departure, departure
 from trio_passt.namespace.enter import find
 from trio_passt.namespace.inside import Inside
-from trio_passt.namespace.setup import plan
-from trio_passt.namespace.template import read_templates
 
 log = logging.getLogger("trio_passt.namespace")
 
@@ -91,13 +90,11 @@ def open_namespace(config: Config, *, umask: int | None = None, command_user: Ru
     wanted = config.namespace
     assert wanted is not None
     interface = wanted.interface or default_interface(config.network)
-    templates = read_templates(config) if wanted.configures else {}
-
-    def configure(mac: bytes) -> None:
+    with ExitStack() as failed, ExitStack() as begun:
+        configurator = None
         if wanted.configures:
-            apply(plan(config, mac, templates), interface)
-
-    with ExitStack() as failed:
+            configurator = Configurator(config)
+            begun.callback(configurator.close)
         command = departs = None
         if wanted.is_new:
             command = Command(wanted, umask=umask, user=command_user)
@@ -107,10 +104,12 @@ def open_namespace(config: Config, *, umask: int | None = None, command_user: Ru
             departs = departure(wanted)  # before the process's files are opened: it is the one that had them
             failed.callback(departs.close)
             namespaces = find(wanted)
-        try:
-            inside = Inside(Birth(namespaces, interface, wanted.mac, configure, config.run_as))
-        finally:
-            namespaces.close()
+        begun.callback(namespaces.close)
+        inside = Inside(Birth(namespaces, interface, wanted.mac, config.run_as))
+        if configurator is not None:
+            failed.callback(os.close, inside.tap_fd)
+            failed.callback(inside.close)
+            configurator.configure(namespaces, interface, inside.mac)
         failed.pop_all()
     return OpenedNamespace(interface, inside, command, departs)
 

@@ -61,7 +61,7 @@ class Hop:
 class Route:
     """A unicast route of the main table by one interface, by several gateways perhaps.
 
-    `source` is the address that is preferred, `metrics` what RTA_METRICS has (the MTU, and the like), as it is.
+    `source` is the address that is preferred, `metrics` what RTA_METRICS has: the MTU, and the like.
     `preference` is RTA_PREF of IPv6.
     """
 
@@ -72,7 +72,7 @@ class Route:
     protocol: int = PROTOCOL_STATIC
     source: IPAddress | None = None
     tos: int = 0
-    metrics: bytes = b""
+    metrics: tuple[tuple[str, int], ...] = ()
     preference: int | None = None
 
 

@@ -67,18 +67,22 @@ def version_text() -> str:
 
 
 def check_descriptors(asked: Asked) -> None:
-    """That one is not there, or can't be waited for, is found out before its number is another's."""
-    if asked.ready_fd is not None:
-        try:
-            os.fstat(asked.ready_fd)
-        except OSError as error:
-            raise UsageError(f"option '--ready-fd {asked.ready_fd}': {error.strerror}") from error
+    """That one is not there, or can't be waited for, is found out before its number is another's.
+
+    Raises `UsageError`.
+    """
+    for option, fd in (("--ready-fd", asked.ready_fd), ("--exit-fd", asked.exit_fd)):
+        if fd is not None:
+            try:
+                os.fstat(fd)
+            except OSError as error:
+                raise UsageError(f"option '{option} {fd}': {error.strerror}") from error
     if asked.exit_fd is not None:
         try:
             with select.epoll() as readiness:
                 readiness.register(asked.exit_fd)
-        except OSError as error:
-            raise UsageError(f"option '--exit-fd {asked.exit_fd}': {error.strerror}") from error
+        except PermissionError as error:
+            raise UsageError(f"option '--exit-fd {asked.exit_fd}': a pipe or a socket is expected") from error
 
 
 async def run(

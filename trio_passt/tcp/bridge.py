@@ -33,6 +33,10 @@ and report the moment there is room again.  (SO_SNDBUF counts overhead, too: of 
 half, the rest waits.)"""
 
 
+SMALL_WINDOW_BYTES = 32 * 1024
+"""A guest with less of a window is told at once that there is more."""
+
+
 class GuestReset(Exception):  # noqa: N818 - what the guest did, not an error of ours
     """The guest reset the connection."""
 
@@ -67,8 +71,12 @@ class Bridge:
         receive_queue: ReceiveQueue,
         from_guest: FromGuest,
         to_guest: ToGuest,
+        riding: Riding,
         now: float,
+        *,
+        is_near: bool = False,
     ) -> None:
+        """`is_near`: the host's peer was seen to answer at once."""
         self.from_guest = from_guest
         self.to_guest = to_guest
         self.has_more = False
@@ -78,9 +86,9 @@ class Bridge:
         self._output = output
         self._host = host
         self._receive_queue = receive_queue
-        self._send_queue = SendQueue(host)
+        self._send_queue = SendQueue(host, now) if is_near else SendQueue(host)
         self._keepalive = Keepalive(now)
-        self._riding = Riding()
+        self._riding = riding
         self._acknowledged_bytes = 0
         self._answer_now = False
         self._duplicates_owed = 0
@@ -256,10 +264,10 @@ class Bridge:
 
     def _has_to_be_told(self, ack: int, window: int, now: float) -> bool:
         """Whether acknowledgement and window are worth a segment of their own, now."""
-        if self._answer_now or self._opens_window(window, ack):
+        from_guest, opens_window = self.from_guest, self._opens_window(window, ack)
+        if self._answer_now or (opens_window and from_guest.window < SMALL_WINDOW_BYTES):
             return True
-        from_guest = self.from_guest
-        if ack == from_guest.acknowledged:
+        if ack == from_guest.acknowledged and not opens_window:
             return False
         is_little = seq.distance(from_guest.acknowledged, ack) < self.to_guest.mss
         return not (is_little and from_guest.state is FromGuestState.OPEN and self._riding.may_wait(now))
@@ -293,7 +301,7 @@ class Bridge:
         self.has_more = False
         if to_guest.state is ToGuestState.OPEN and self._receive_queue.readable and self._output.has_room():
             left = self._output.share_bytes(to_guest.mss)
-            while self._receive_queue.readable and self._output.has_room():
+            while to_guest.state is ToGuestState.OPEN and self._receive_queue.readable and self._output.has_room():
                 if left < to_guest.mss:
                     self.has_more = not self._output.gives_way()
                     break
@@ -323,11 +331,16 @@ class Bridge:
             if self._failure is None:
                 to_guest.host_ended()
             return 0
-        taken = self._output.data(to_guest.next, ack, tcp.ACK | tcp.PSH, window, view, to_guest.mss)
+        ends = queue.is_last and self._failure is None and len(view) < room
+        flags = tcp.ACK | tcp.PSH | tcp.FIN if ends else tcp.ACK | tcp.PSH
+        taken = self._output.data(to_guest.next, ack, flags, window, view, to_guest.mss)
         if taken:
             to_guest.sent(taken, now)
         if taken < len(view):
             queue.readable = True  # the rest of it, when the link has room
+        elif ends:
+            to_guest.host_ended()
+            to_guest.fin_sent(now)
         return taken
 
     def _resend(self, ack: int, window: int) -> bool:

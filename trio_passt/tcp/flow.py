@@ -71,6 +71,7 @@ from trio_passt.tcp.closing import ToGuestState
 from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, FromGuest
 from trio_passt.tcp.opening import Opening, Verdict
 from trio_passt.tcp.output import Output
+from trio_passt.tcp.riding import Riding
 from trio_passt.tcp.to_guest import ToGuest
 from trio_passt.wire import ip, tcp
 from trio_passt.wire.ip import IPProtocol
@@ -98,6 +99,7 @@ class TcpFlow:
         "_is_over",
         "_life",
         "_output",
+        "_peer_is_near",
         "_reset_numbers",
         "_session",
         "_syn",
@@ -117,6 +119,7 @@ class TcpFlow:
         self._syn: TcpSegment | None = None
         self._destination: Endpoint | None = None
         self._reset_numbers = (0, 0)
+        self._peer_is_near = False
         self._is_over = False
 
     @classmethod
@@ -230,7 +233,9 @@ class TcpFlow:
             receive_queue,
             FromGuest(guest_syn.seq, terms.own_scale, MAX_WINDOW_FIELD),
             ToGuest(self._initial_seq, terms.mss, terms.guest_scale, first),
+            Riding(session.quick_firsts),
             now,
+            is_near=self._peer_is_near,
         )
         if first is guest_syn:
             bridge.answer_at_once()
@@ -245,6 +250,7 @@ class TcpFlow:
         host = self._host = self._start_connection(self._destination)
         self._watch(host)
         if sockets.is_connected(host, self._destination):
+            self._peer_is_near = True
             return host
         deadline = trio.current_time() + timeouts.CONNECT_S
         while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
@@ -371,7 +377,7 @@ class TcpFlow:
 
     def _give_up_host(self, close: Callable[[socket.socket], None]) -> None:
         if self._host is not None:
-            self._session.readiness.forget(self._host.fileno())
+            self._session.readiness.closes(self._host.fileno())
             close(self._host)
             self._host = None
 

@@ -406,7 +406,9 @@ class UdpFlow:
             key, network = self.key, session.network
             macs, addresses = (network.host_mac, session.guest.mac), (key.remote, key.guest)
             ports = (key.remote_port, key.guest_port)
-            headers = self._headers = UdpHeaders(macs, addresses, ports, network.link_mtu_bytes)
+            headers = self._headers = UdpHeaders(
+                macs, addresses, ports, network.link_mtu_bytes, session.link.capabilities
+            )
         return headers
 
     def _drop(self, reason: str, count: int = 1) -> None:

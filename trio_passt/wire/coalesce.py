@@ -35,7 +35,9 @@ __all__ = ["Item", "JoinedDatagrams", "JoinedSegments", "coalesce"]
 
 BULK_FROM_FRAMES = 18
 BULK_FROM_SMALL_FRAMES = 44
-"""From so many frames on it is cheaper to look at all of them together; small ones are parsed in half the time."""
+BULK_FROM_ANSWERED_FRAMES = 60
+"""From so many frames on it is cheaper to look at all of them together.  Small ones are parsed in half the time; those
+with an offload, of which nothing has to be summed, in a third, whatever their size."""
 
 SMALL_FRAME_BYTES = 120
 """On average: those of pure acknowledgements, or with so little data that Python's integers sum it (see `checksum`)."""
@@ -44,6 +46,8 @@ SMALL_FRAME_BYTES = 120
 def coalesce(batch: FrameBatch) -> list[Item]:
     """The batch as joined segments, and as frames where it holds anything else (for the order, see above)."""
     count = len(batch)
+    if batch.offloads is not None:
+        return _one_by_one(batch) if count < BULK_FROM_ANSWERED_FRAMES else bulk.join(batch)
     if count < BULK_FROM_FRAMES or (count < BULK_FROM_SMALL_FRAMES and len(batch.data) < SMALL_FRAME_BYTES * count):
         return _one_by_one(batch)
     return bulk.join(batch)

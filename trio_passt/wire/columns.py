@@ -74,10 +74,20 @@ class Offloads(NamedTuple):
 def offloads(batch: FrameBatch, transport_at: int, checksum_offset: int, segmentation: Segmentation) -> Offloads | None:
     """For packets with the transport header there; `None` if no frame has an offload.
 
-    There are few different ones in a batch, so they are told by their identity.
+    There are few different ones in a batch, often only one, so they are told by their identity.
     """
     if batch.offloads is None:
         return None
+    first, count = batch.offloads[0], len(batch)
+    if batch.offloads.count(first) == count:
+        some, answered, size = first is not None, False, 0
+        if first is not None:
+            answered, size = first.answers_for(transport_at, checksum_offset, segmentation), first.segment_bytes
+        return Offloads(
+            np.full(count, some, np.bool_),
+            np.full(count, answered, np.bool_),
+            np.full(count, size, np.int64) if size else None,
+        )
     different = {id(offload): offload for offload in batch.offloads if offload is not None}
     answers = {
         name: offload.answers_for(transport_at, checksum_offset, segmentation) for name, offload in different.items()

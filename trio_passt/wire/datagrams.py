@@ -8,6 +8,7 @@ datagrams of a flow.  `UdpHeaders` keeps the rest and its sums, as `segment.TcpH
 Datagrams that came in bulk are mostly of one size and at equal distances in the buffer that they were received into: a
 `Train`.  A train of small ones becomes an array with one frame a row, into which NumPy broadcasts the template and
 copies the payloads, and whose checksums are one column.  Large ones are not copied: a header for each, and a view.
+Where the link fills in checksums, none is copied; and where it cuts datagrams, a train is one frame, or a few.
 
 What is larger than the link's MTU goes in fragments (`fragment`): UDP has no other way to make it fit.
 
@@ -27,17 +28,26 @@ from trio_passt.wire.columns import Stretch, Sums
 from trio_passt.wire.ethernet import HEADER_BYTES as ETHERNET_BYTES
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
 from trio_passt.wire.ethernet import emit as emit_ethernet
-from trio_passt.wire.frames import PREFIX_BYTES, FrameRun, single
+from trio_passt.wire.frames import Capabilities, FrameRun, Offload, Segmentation, single
 from trio_passt.wire.ip import IPProtocol
 
 _IPV4_HEAD = struct.Struct("!I 16s H 6s H 12s HH")
 """Frame length; up to the total length; total length; up to the header checksum; that; up to the UDP length; UDP."""
+
+_CHECKSUM_AT = 6
 
 _IPV6_HEAD = struct.Struct("!I 18s H 38s HH")
 """Frame length; up to the payload length; payload length; up to the UDP length; UDP length and checksum."""
 
 COPY_BELOW_BYTES = 4096
 """Datagrams below this size are copied into one block; above, a header of its own for each costs less."""
+
+
+JOINED_MOST = 64
+"""Datagrams that a link cuts from one frame (UDP_MAX_SEGMENTS; newer kernels take 128)."""
+
+JOINED_BYTES_MOST = 65535 - ipv4.HEADER_BYTES - udp.HEADER_BYTES
+"""Payload of one frame, over either IP version."""
 
 
 class Train(NamedTuple):
@@ -54,23 +64,38 @@ class Train(NamedTuple):
         return (buffer[start + number * stride :][:size] for number in range(count))
 
 
+def _joined_most(size: int) -> int:
+    """How many datagrams of this size go in one frame."""
+    return min(JOINED_MOST, max(1, JOINED_BYTES_MOST // size))
+
+
+def _end_of(train: Train, following: Train) -> Train | None:
+    """`following`, if it is one datagram that may be the last one in the frame that the train ends with."""
+    has_room = train.datagrams % _joined_most(train.size) > 0
+    return following if has_room and following.datagrams == 1 and 0 < following.size < train.size else None
+
+
 class UdpHeaders:
     """The headers of all datagrams that go to the guest in one flow.
 
     Addresses are packed, both of one family; they come from the remote as the guest sees it.  `largest_bytes` is the
-    largest payload that is not fragmented.
+    largest payload that is not fragmented, `capabilities` are those of the link.
     """
 
     __slots__ = (
         "_after_checksum",
         "_after_length",
         "_before_length",
+        "_capabilities",
         "_ends",
         "_ethernet",
         "_ip_sum",
         "_is_ipv4",
+        "_latest",
         "_mtu_bytes",
+        "_offload",
         "_ports",
+        "_pseudo_sum",
         "_udp_at",
         "_udp_sum",
         "guest_mac",
@@ -83,14 +108,17 @@ class UdpHeaders:
         addresses: tuple[bytes, bytes],
         ports: tuple[int, int],
         mtu_bytes: int,
+        capabilities: Capabilities,
     ) -> None:
         """Each pair is (from, to)."""
+        self._capabilities = capabilities
         host_mac, self.guest_mac = macs
         self._ends = source, destination = addresses
         self._ports = struct.pack("!HH", *ports)
         self._mtu_bytes = mtu_bytes
         self._is_ipv4 = len(source) == 4
-        self._udp_sum = checksum.pseudo_header_sum(source, destination, IPProtocol.UDP, 0) + sum(ports)
+        self._pseudo_sum = checksum.pseudo_header_sum(source, destination, IPProtocol.UDP, 0)
+        self._udp_sum = self._pseudo_sum + sum(ports)
         if self._is_ipv4:
             header = ipv4.emit(ipv4.IPv4Header(source, destination, IPProtocol.UDP), 0)
             ethernet = emit_ethernet(EthernetHeader(self.guest_mac, host_mac, EtherType.IPV4))
@@ -109,6 +137,9 @@ class UdpHeaders:
         self._ethernet = ethernet
         self._udp_at = ETHERNET_BYTES + len(header)
         self.largest_bytes = mtu_bytes - len(header) - udp.HEADER_BYTES
+        filled_in = Offload(self._udp_at, _CHECKSUM_AT, self._udp_at + udp.HEADER_BYTES)
+        self._offload = filled_in if capabilities.checksum else None
+        self._latest = filled_in
 
     def frames(self, buffer: memoryview, trains: list[Train], identifications: Iterator[int]) -> list[FrameRun]:
         """Frames for the datagrams of all trains, in order; what is too large takes an identification, and is cut.
@@ -116,13 +147,19 @@ class UdpHeaders:
         The parts may be views of `buffer`.
         """
         runs: list[FrameRun] = []
-        for train in trains:
+        end: Train | None = None
+        for index, train in enumerate(trains):
+            if train is end:
+                continue  # it went with the one before
             if train.size > self.largest_bytes:
                 for payload in train.payloads(buffer):
                     runs += self._fragments(payload, next(identifications))
             elif train.datagrams == 1 or not train.size:
                 runs += [self.single(payload) for payload in train.payloads(buffer)]
-            elif train.size < COPY_BELOW_BYTES:
+            elif self._capabilities.uso:
+                end = _end_of(train, trains[index + 1]) if index + 1 < len(trains) else None
+                runs += self._joined(buffer, train, end)
+            elif train.size < COPY_BELOW_BYTES and self._offload is None:
                 runs.append(self._block(buffer, train))
             else:
                 runs.append(self._headed(buffer, train))
@@ -131,9 +168,14 @@ class UdpHeaders:
     def single(self, payload: memoryview) -> FrameRun:
         """The frame for one datagram that is not too large; a part of it is `payload` itself."""
         size = len(payload)
-        head = self._head(size, self._checksum(size, checksum.sum_of(payload)))
-        stride = PREFIX_BYTES + self._udp_at + udp.HEADER_BYTES + size
-        return FrameRun((head, payload) if size else (head,), 1, stride)
+        offload = self._offload
+        field = self._checksum(size, checksum.sum_of(payload)) if offload is None else self._unfinished(size)
+        head = self._head(size, field)
+        return FrameRun((head, payload) if size else (head,), 1, len(head) + size, offload)
+
+    def _unfinished(self, size: int) -> int:
+        """The field of a checksum that the link fills in: the sum of the pseudo-header."""
+        return checksum.fold(self._pseudo_sum + udp.HEADER_BYTES + size)
 
     def _checksum(self, size: int, payload_sum: int) -> int:
         udp_bytes = udp.HEADER_BYTES + size
@@ -162,8 +204,36 @@ class UdpHeaders:
         block[:, head_bytes:] = np.ndarray((count, size), np.uint8, buffer, start, (stride, 1))
         return FrameRun((block.reshape(-1).data,), count, head_bytes + size)
 
+    def _joined(self, buffer: memoryview, train: Train, end: Train | None) -> list[FrameRun]:
+        """A train, and a smaller datagram at its end, as frames that the link cuts into datagrams; not copied."""
+        start, size, count, stride = train
+        most = _joined_most(size)
+        runs = []
+        for first in range(0, count, most):
+            part = Train(start + first * stride, size, min(most, count - first), stride)
+            payloads = part.payloads(buffer)
+            pieces = [buffer[part.start :][: part.datagrams * size]] if stride == size else list(payloads)
+            if end is not None and first + most >= count:
+                pieces += end.payloads(buffer)
+            total = sum(map(len, pieces))
+            head = self._head(total, self._unfinished(total))
+            offload = self._offload if total == size else self._joined_offload(size)
+            runs.append(FrameRun((head, *pieces), 1, len(head) + total, offload))
+        return runs
+
+    def _joined_offload(self, size: int) -> Offload:
+        """The latest one is kept, since sizes change seldom."""
+        if self._latest.segment_bytes != size:
+            header_bytes = self._udp_at + udp.HEADER_BYTES
+            self._latest = Offload(self._udp_at, _CHECKSUM_AT, header_bytes, size, Segmentation.UDP)
+        return self._latest
+
     def _headed(self, buffer: memoryview, train: Train) -> FrameRun:
         """A train with a header of its own for each, not copied."""
+        if self._offload is not None:
+            head = self._head(train.size, self._unfinished(train.size))
+            alike = tuple(part for payload in train.payloads(buffer) for part in (head, payload))
+            return FrameRun(alike, train.datagrams, len(head) + train.size, self._offload)
         parts: list[Buffer] = []
         for field, payload in zip(self._checksums(buffer, train).tolist(), train.payloads(buffer), strict=True):
             parts += (self._head(train.size, field), payload)

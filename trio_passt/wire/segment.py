@@ -107,23 +107,24 @@ class TcpHeaders:
         return self._frame(seq, ack, flags, window, payload, options, payload_sum, 0)
 
     def cut(self, seq: int, ack: int, flags: int, window: int, payload: memoryview, mss: int) -> list[FrameRun]:
-        """`payload` as segments of at most `mss` bytes (a multiple of 4); the last one gets `flags`, the others no PSH.
+        """`payload` as segments of at most `mss` bytes (a multiple of 4); the last one gets `flags`, the others no PSH
+        and no FIN.
 
         The frames are in order: the first n of them carry the first `min(n * mss, len(payload))` bytes, or with a
         link that segments by itself `TSO_PAYLOAD_BYTES` rounded down to whole segments instead of `mss`
         (`payload_per_frame`).
         """
-        step = self.payload_per_frame(mss)
+        step, others = self.payload_per_frame(mss), flags & ~(tcp.PSH | tcp.FIN)
         last = (len(payload) - 1) // step * step
         runs: list[FrameRun] = []
         if last:
             if step == mss < COPY_BELOW_MSS and last > mss:
-                runs.append(self._cut_small(seq, ack, flags & ~tcp.PSH, window, payload[:last], mss))
+                runs.append(self._cut_small(seq, ack, others, window, payload[:last], mss))
             elif not self._capabilities.checksum:
-                runs.append(self._cut_large(seq, ack, flags & ~tcp.PSH, window, payload[:last], mss))
+                runs.append(self._cut_large(seq, ack, others, window, payload[:last], mss))
             else:
                 runs.extend(
-                    self._payload_frame(seq + at, ack, flags & ~tcp.PSH, window, payload[at : at + step], mss)
+                    self._payload_frame(seq + at, ack, others, window, payload[at : at + step], mss)
                     for at in range(0, last, step)
                 )
         runs.append(self._payload_frame(seq + last, ack, flags, window, payload[last:], mss))

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from trio_passt.cli.configure import configure
 from trio_passt.cli.messages import help_text, joined_ranges, startup_message, version_text
 from trio_passt.cli.mode import Mode
 from trio_passt.cli.option_table import options
+from trio_passt.cli.options import Options, parse_options
 from trio_passt.cli.ports import follow, parse_ports
 from trio_passt.config import (
     Config,
@@ -25,8 +27,7 @@ from trio_passt.config import (
     Services,
     Transports,
 )
-
-OPTIONS = options(Mode.VM)
+from trio_passt.host.network import Host
 
 GUEST_4 = GuestIPv4(IPv4Address("192.0.2.2"), 24, IPv4Address("192.0.2.1"), "eth0")
 MAPPED_4 = HostAddress(IPv4Address("192.0.2.1"), IPv4Address("127.0.0.1"))
@@ -180,20 +181,90 @@ def test_ports_with_many_gaps_are_not_all_said() -> None:
     assert line == "    TCP      2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, and 4 others"
 
 
-def test_help_names_every_option_and_fits_a_terminal() -> None:
-    text = help_text(Mode.VM)
+@pytest.mark.parametrize("mode", [Mode.VM, Mode.NAMESPACE])
+def test_help_names_every_option_and_fits_a_terminal(mode: Mode) -> None:
+    text = help_text(mode)
     assert text.isascii()
-    assert all(f"--{name}" in text for option in OPTIONS for name in option.names)
+    assert all(f"--{name}" in text for option in options(mode) for name in option.names)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_help_begins_with_what_can_be_said() -> None:
+    assert help_text(Mode.VM).splitlines()[:2] == ["Usage: trio-passt [OPTION]...", ""]
+    assert help_text(Mode.NAMESPACE).splitlines()[:4] == [
+        "Usage: trio-pasta [OPTION]... [COMMAND [ARG]...]",
+        "       trio-pasta [OPTION]... PID",
+        "       trio-pasta [OPTION]... --netns PATH|NAME",
+        "",
+    ]
 
 
 def test_version() -> None:
     assert version_text("1.2.3") == "trio-passt 1.2.3\n"
+    assert version_text("1.2.3", Mode.NAMESPACE) == "trio-pasta 1.2.3\n"
+
+
+# -- of a namespace ---------------------------------------------------------------------------------------------------
+
+
+def said(*words: str, network: GuestNetwork | None = None) -> list[str]:
+    """With these options, for a namespace that has tap0."""
+    options = parse_options(words, Path("/"), range(32768, 61000), Mode.NAMESPACE)
+    assert isinstance(options, Options)
+    config = evolve(
+        configure(options, Host()).config,
+        network=network or GuestNetwork(GUEST_4, GUEST_6, host_addresses=(MAPPED_4, MAPPED_6)),
+    )
+    return startup_message(config, None, "x86_64", "tap0").removeprefix("trio-passt: ").splitlines()
+
+
+def test_of_a_namespace_it_is_short() -> None:
+    assert said("--config-net") == [
+        "the namespace gets",
+        "    Link     tap0, set up",
+        "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (from eth0)",
+        "    IPv6     2001:db8::2/64, gateway fe80::1 (from wlan0)",
+        "    MTU      65520",
+        "Ports of this host that are forwarded to it: TCP auto, UDP auto",
+        "Ports of this host at its loopback: TCP auto, UDP auto",
+        "Addresses at which it reaches this host: 192.0.2.1 -> 127.0.0.1, fe80::1 -> ::1",
+    ]
+
+
+def test_of_a_namespace_that_has_to_ask() -> None:
+    resolvers = Resolvers((IPv4Address("192.0.2.53"),))
+    lines = said("--dhcp-dns", network=GuestNetwork(GUEST_4, resolvers=resolvers))
+    assert lines[1:4] == [
+        "    Link     tap0",
+        "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (from eth0)",
+        "    DNS      192.0.2.53",
+    ]
+    assert lines[-1] == "Addresses at which it reaches this host: none"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("-t none -u none", "none"),
+        ("-t 8080:80,443 -u none", "TCP 443, 8080 -> 80"),
+        ("-t 22 -t auto -u none", "TCP 22, TCP auto"),
+        ("-t ~22,auto -u none", "TCP auto but 22"),
+        ("-t ~22,~25-110,auto -t 80 -u none", "TCP 80, TCP auto but 22, 25-79, 81-110"),
+        ("-t 8000-8010,22,auto -u 53", "UDP 53, TCP auto of 22, 8000-8010"),
+        ("-t 127.0.0.1/22 -t ::1/auto -u none", "TCP 22 on 127.0.0.1, TCP auto on ::1"),
+    ],
+)
+def test_which_ports_are_forwarded(words: str, line: str) -> None:
+    assert f"Ports of this host that are forwarded to it: {line}" in said(*words.split())
+
+
+def test_which_ports_lead_to_the_host() -> None:
+    assert "Ports of this host at its loopback: TCP 8080 -> 80, UDP auto" in said("-T", "8080:80")
 
 
 def test_the_reference_describes_every_option() -> None:
     text = (Path(__file__).parents[3] / "docs" / "reference.md").read_text()
-    for option in OPTIONS:
+    for option in (*options(Mode.VM), *options(Mode.NAMESPACE)):
         assert all(f"--{name}" in text for name in option.names)
         assert option.short is None or f"`-{option.short}`" in text
 

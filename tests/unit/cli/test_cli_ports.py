@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_passt.cli.ports import follow, parse_ports, specifications
+from trio_passt.cli.ports import Where, follow, parse_automatic_ports, parse_ports, specifications
 from trio_passt.cli.values import UsageError
 from trio_passt.config import Binding, PortForward, Protocol
 
@@ -258,8 +258,17 @@ def test_one_port_in_several_places(texts: tuple[str, ...]) -> None:
     assert len(parse(*texts)) == 2
 
 
-def test_auto_names_no_port_where_it_is_allowed() -> None:
-    assert parse_ports("--tcp-ports", Protocol.TCP, ["auto"], ephemeral=EPHEMERAL, allow_auto=True) == ()
+@pytest.mark.parametrize("text", ["auto", "22,auto", "~22,auto", "::1/auto", "auto,auto"])
+def test_auto_is_for_namespaces(text: str) -> None:
+    with pytest.raises(UsageError, match="'auto' is for namespaces: a virtual machine does not tell"):
+        parse(text)
+    assert parse_automatic_ports("--tcp-ports", Protocol.TCP, [text], ephemeral=EPHEMERAL).automatic
+
+
+@pytest.mark.parametrize("texts", [("all", "auto"), ("auto", "auto"), ("~1,auto", "127.0.0.1/~2,auto")])
+def test_all_ports_of_one_place_are_meant_once(texts: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="means all other ports already"):
+        parse_automatic_ports("--tcp-ports", Protocol.TCP, texts, ephemeral=EPHEMERAL)
 
 
 class TestUdpFollows:
@@ -317,6 +326,25 @@ def test_parse_and_print_and_parse(texts: list[str], ephemeral: range) -> None:
     for forward in forwards:
         assert 1 <= forward.first <= forward.last <= 65535
         assert 1 <= forward.target <= forward.target_of(forward.last) <= 65535
+
+
+@given(st.lists(SPECIFICATIONS | SPECIFICATIONS.map("{},auto".format), max_size=4))
+def test_no_port_is_forwarded_twice_at_one_place(texts: list[str]) -> None:
+    """Nor a candidate where it is forwarded; and "auto" changes nothing about the ports that are named."""
+    try:
+        ports = parse_automatic_ports("-t", Protocol.TCP, texts, ephemeral=EPHEMERAL)
+    except UsageError:
+        return
+    seen: list[PortForward] = []
+    for forward in (*ports.forwards, *ports.automatic):
+        where = Where(forward.address, forward.interface)
+        for other in seen:
+            if set(forward.ports) & set(other.ports):
+                assert not where.overlaps(Where(other.address, other.interface))
+        seen.append(forward)
+    assert all(forward.binding is Binding.SPARE for forward in ports.automatic)
+    named = [text for text in texts if not text.endswith(",auto") and "~" not in text and "all" not in text]
+    assert set(parse(*named)) <= set(ports.forwards)
 
 
 @given(st.dictionaries(PORTS, PORTS, max_size=30))

@@ -305,6 +305,20 @@ def test_rootlesskit() -> None:
     assert network.loopback_ipv4 is None
 
 
+def test_rootlesskit_with_a_tap_of_its_own() -> None:
+    """2.0.2, which makes the tap and gives it its address itself."""
+    words = (
+        "--foreground --stderr --ns-ifname=tap0 --mtu=65520 --no-dhcp --no-ra --address=10.0.2.100 --netmask=24"
+        " --gateway=10.0.2.2 --dns-forward=10.0.2.3 --no-map-gw --ipv4-only --tcp-ports=auto --udp-ports=auto 4711"
+    )
+    options = parsed(*words.split())
+    assert options.foreground
+    assert options.namespace == Namespace(pid=4711, interface="tap0")
+    services = options.wishes.services
+    assert (services.dhcp, services.router_advertisements, services.dhcpv6) == (False, False, True)
+    assert options.automatic.to_guest == ALL
+
+
 # -- anything ---------------------------------------------------------------------------------------------------------
 
 TABLE = options(Mode.NAMESPACE)

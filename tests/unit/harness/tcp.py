@@ -47,6 +47,7 @@ class GuestTcp:
         self._is_asked = False
         self._edge: int | None = None
         self._host_edge: int | None = None
+        self._fin_behind: TcpSegment | None = None
         self._stage = stage
 
     # -- sending ---------------------------------------------------------------------------------------------------
@@ -117,10 +118,20 @@ class GuestTcp:
         self.scale = (self._own_scale or 0) if syn.options.window_scale is not None else 0
 
     async def arrives(self) -> TcpSegment:
-        """The next segment of this connection, whatever it is."""
+        """The next segment of this connection, whatever it is.  A FIN that rides on data is seen as one behind it."""
+        if self._fin_behind is not None:
+            fin, self._fin_behind = self._fin_behind, None
+            return fin
         seen = await self._stage.expects_segment(self._is_mine)
         self._check_windows(seen.segment)
-        return seen.segment
+        return self._without_fin(seen.segment)
+
+    def _without_fin(self, got: TcpSegment) -> TcpSegment:
+        if not got.payload or not got.flags & tcp.FIN:
+            return got
+        end = numbers.add(got.seq, len(got.payload))
+        self._fin_behind = got._replace(seq=end, payload=b"", flags=got.flags & ~tcp.PSH)
+        return got._replace(flags=got.flags & ~tcp.FIN)
 
     async def expects(
         self,
@@ -204,13 +215,18 @@ class GuestTcp:
 
     async def arrives_or_none(self) -> TcpSegment | None:
         """The next segment of this connection, if there is one without waiting for time."""
+        if self._fin_behind is not None:
+            fin, self._fin_behind = self._fin_behind, None
+            self._take(fin)
+            return fin
         await self._stage.settles()
         seen = self._stage.look(self._is_mine)
         if not isinstance(seen, SeenTcp):
             return None
         self._check_windows(seen.segment)
-        self._take(seen.segment)
-        return seen.segment
+        got = self._without_fin(seen.segment)
+        self._take(got)
+        return got
 
     async def expects_reset(self, *, ack: int | None = ACK_OF_MINE) -> TcpSegment:
         """A reset that a guest has to accept: exactly the next sequence number (RFC 5961 section 3.2)."""
@@ -221,6 +237,7 @@ class GuestTcp:
 
     async def expects_nothing(self) -> None:
         """Nothing of this connection came, and nothing comes."""
+        assert self._fin_behind is None, f"unexpected: {self._fin_behind}"
         await self._stage.settles()
         seen = self._stage.look(self._is_mine)
         assert seen is None, f"unexpected: {seen}"

@@ -23,6 +23,7 @@ class Connection:
             self.socket = socket.create_connection(listener.getsockname())
             self.peer, _ = listener.accept()
         self.socket.setblocking(False)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peer.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self.queue = SendQueue(self.socket)
@@ -107,7 +108,7 @@ async def test_a_write_that_is_taken_in_part(connection: Connection) -> None:
 async def test_free_bytes_follow_what_is_written_and_what_the_peer_takes(connection: Connection) -> None:
     queue = connection.queue
     size = sockets.send_buffer_bytes(connection.socket)
-    assert queue.free_bytes() == size
+    assert queue.free_bytes() == 0, "nobody has asked yet"
     written = connection.fill()
     assert queue.free_bytes() <= size - sockets.unacknowledged(connection.socket)
     await connection.receives(written)
@@ -129,15 +130,24 @@ async def test_kernel_is_asked_for_room_once_in_a_while(
 ) -> None:
     asked = Asked(monkeypatch, "send_buffer_bytes")
     queue = connection.queue
+
+    def writes(count: int) -> None:
+        assert queue.write([bytes(count)]) == count
+        connection.peer.recv(count)
+
+    assert queue.free_bytes() == 0
+    writes(LOOK_AGAIN_BYTES - 1)
+    queue.free_bytes()
+    assert asked.count == 0
+    writes(1000)
     room = queue.free_bytes()
     assert asked.count == 1
     interval = max(LOOK_AGAIN_BYTES, room // 4)
     for number in range(1, (interval - 1) // 1000 + 1):
-        assert queue.write([bytes(1000)]) == 1000
-        connection.peer.recv(1000)
+        writes(1000)
         assert queue.free_bytes() == room - 1000 * number
     assert asked.count == 1
-    queue.write([bytes(1000)])
+    writes(1000)
     queue.free_bytes()
     assert asked.count == 2
     queue.free_bytes()
@@ -152,7 +162,16 @@ async def test_writable_again_while_it_was_writable_asks_nothing(
     for _ in range(5):
         connection.queue.has_room_again()
         connection.queue.free_bytes()
-    assert asked.count == 1
+    assert asked.count == 0
+
+
+async def test_peer_that_answered_at_once_is_taken_for_near(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "round_trip_s", lambda _sock: 0.25)
+    queue = SendQueue(connection.socket, near_at=100.0)
+    assert queue.round_trip_s(100.0 + 0.9 * ROUND_TRIP_GOOD_FOR_S) == 0
+    assert queue.round_trip_s(100.0 + 1.1 * ROUND_TRIP_GOOD_FOR_S) == 0.25
 
 
 async def test_round_trip_is_asked_for_when_the_last_answer_is_old(

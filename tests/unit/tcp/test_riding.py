@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from trio_passt.flow.streak import Streak
 from trio_passt.tcp.riding import QUICK_ANSWERS, Riding
 from trio_passt.tcp.timeouts import ACK_RIDES_S
 
@@ -114,3 +115,53 @@ def test_answer_takes_the_acknowledgement_with_it() -> None:
     riding.answered(now + QUICK_S)
     assert riding.due == math.inf
     assert not riding.may_wait(now + QUICK_S)
+
+
+def newcomer(firsts: Streak, first_answer_after_s: float = QUICK_S) -> Riding:
+    riding = Riding(firsts)
+    exchange(riding, 0, first_answer_after_s)
+    return riding
+
+
+def test_new_connection_trusts_in_what_others_have_seen() -> None:
+    firsts = Streak()
+    for _ in range(QUICK_ANSWERS):
+        riding = Riding(firsts)
+        riding.asked(0)
+        assert not riding.may_wait(0)
+        riding.answered(QUICK_S)
+    riding = Riding(firsts)
+    assert not riding.may_wait(0), "nothing was asked"
+    riding.asked(0)
+    assert riding.may_wait(0)
+    assert riding.due == ACK_RIDES_S
+
+
+@pytest.mark.parametrize("how", ["late", "in vain", "asked again"])
+def test_one_first_answer_that_is_not_quick_ends_the_trust(how: str) -> None:
+    firsts = Streak()
+    for _ in range(2 * QUICK_ANSWERS):
+        newcomer(firsts)
+    riding = Riding(firsts)
+    riding.asked(0)
+    assert riding.may_wait(0)
+    if how == "late":
+        riding.answered(ACK_RIDES_S)
+    elif how == "in vain":
+        assert not riding.may_wait(ACK_RIDES_S)
+    else:
+        riding.asked(QUICK_S)
+    other = Riding(firsts)
+    other.asked(0)
+    assert not other.may_wait(0)
+    assert firsts.length == 0
+
+
+def test_only_the_first_answer_of_a_connection_counts_for_others() -> None:
+    firsts = Streak()
+    riding = newcomer(firsts)
+    for at in range(1, 2 * QUICK_ANSWERS):
+        exchange(riding, at)
+    assert firsts.length == 1
+    exchange(riding, 100, ACK_RIDES_S)
+    assert firsts.length == 1

@@ -30,6 +30,7 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Peer:
     """A peer that is 50 ms away."""
     peer = Peer()
     monkeypatch.setattr(timeouts, "NEAR_PEER_RTT_S", NEAR_S)
+    monkeypatch.setattr(sockets, "is_connected", lambda _sock, _peer: False)
     monkeypatch.setattr(sockets, "unacknowledged", lambda _sock: peer.unacknowledged)
     monkeypatch.setattr(sockets, "round_trip_s", lambda _sock: peer.round_trip_s)
     return peer

@@ -102,7 +102,9 @@ async def test_sequence_numbers_wrap(
         nursery.start_soon(tcp.uploads, data, 1460)
 
 
-@pytest.mark.parametrize("capabilities", [Capabilities(checksum=True), Capabilities(checksum=True, tso4=True, tso6=True)])
+@pytest.mark.parametrize(
+    "capabilities", [Capabilities(checksum=True), Capabilities(checksum=True, tso4=True, tso6=True)]
+)
 async def test_link_with_offloads(family: Family, capabilities: Capabilities) -> None:
     async with on_stage(network(mtu_bytes=1500), capabilities=capabilities) as guest:
         tcp, host = await guest.connected(family, mss=1440, window=500_000)

@@ -60,6 +60,26 @@ async def test_host_sends_and_closes_at_once(guest: Stage, family: Family) -> No
 
 
 @pytest.mark.usefixtures("peek_offset")
+@pytest.mark.parametrize("mss", [1460, 32000])
+async def test_end_rides_on_the_last_data(guest: Stage, family: Family, mss: int) -> None:
+    """It has come with them, or the host is known to have closed by the time that they are sent."""
+    tcp, host = await guest.connected(family, mss=mss)
+    guest.link.set_capacity(frames=0)
+    host.sends(noise(100_000)[:65000])
+    host.half_closes()
+    await guest.settles()
+    guest.link.set_capacity()
+    seen = [await guest.expects_segment() for _ in range(-(-65000 // mss))]
+    assert [bool(one.segment.flags & FIN) for one in seen] == [False] * (len(seen) - 1) + [True]
+    assert b"".join(one.segment.payload for one in seen) == noise(100_000)[:65000]
+    tcp.expected += 65001
+    tcp.sends(FIN | ACK)
+    await tcp.expects(ACK)
+    await host.receives_end()
+    assert len(guest.dispatcher.tcp) == 0
+
+
+@pytest.mark.usefixtures("peek_offset")
 async def test_both_close_at_once(guest: Stage, family: Family) -> None:
     tcp, host = await guest.connected(family)
     guest.link.set_capacity(frames=0)

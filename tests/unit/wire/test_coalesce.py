@@ -39,7 +39,7 @@ from trio_passt.wire import bulk, checksum, coalesce, columns, ethernet, framing
 from trio_passt.wire.coalesce import BULK_FROM_FRAMES, Item, JoinedSegments
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
-from trio_passt.wire.frames import FrameBatch, Offload
+from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.ip import IPProtocol, emit_packet
 from trio_passt.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, TcpOptions
 
@@ -454,36 +454,6 @@ def test_lengths_that_ip_does_not_have(check: Check) -> None:
 
 
 # -- links -------------------------------------------------------------------------------------------------------------
-
-
-@versions
-def test_unfinished_checksums_are_trusted(version: int) -> None:
-    """As a tap with a vnet header gives them; a frame still to be segmented is not joined."""
-    frames = stream_of(20, Frame(version, payload_bytes=1000))
-    acks = acks_of(20, Frame(version, source_port=7))
-    raw = as_bytes([*frames, *acks])
-    tcp_at = 34 if version == 4 else 54
-    offload = Offload(tcp_at, 16)
-    unfinished = [frame[: tcp_at + 16] + b"\x12\x34" + frame[tcp_at + 18 :] for frame in raw]
-    items = coalesce.coalesce(framing.join(unfinished, [offload] * 40))
-    assert shape(items) == [20, 20]
-    check_items(items, raw)
-    mixed = [*unfinished[:15], *raw[15:25], *unfinished[25:]]
-    offloads = [offload] * 15 + [None] * 10 + [offload] * 15
-    assert shape(coalesce.coalesce(framing.join(mixed, offloads))) == [20, 20]
-    assert shape(coalesce.coalesce(framing.join(unfinished, [None] * 40))) == [0] * 40
-    offloads[3] = Offload(tcp_at, 16, tcp_at + 20, 400)
-    assert shape(coalesce.coalesce(framing.join(mixed, offloads))) == [3, 0, 16, 20]
-    assert coalesce.coalesce(framing.join(unfinished[:5], [offload] * 5)) == unfinished[:5]
-    assert coalesce.coalesce(framing.join(raw[:5], [offloads[3]] * 5)) == raw[:5]
-
-
-def test_lengths_of_unfinished_frames_are_not_trusted() -> None:
-    offload = Offload(34, 16)
-    cut = [frame[:-1] for frame in as_bytes(stream_of(40, Frame(payload_bytes=1000)))]
-    assert shape(coalesce.coalesce(framing.join(cut, [offload] * 40))) == [0] * 40
-    short = [udp_frame(1, 60), *([Frame().bytes()[:50]] * 40)]
-    assert shape(coalesce.coalesce(framing.join(short, [offload] * 41))) == [0] * 41
 
 
 def test_frames_without_room_before_them() -> None:

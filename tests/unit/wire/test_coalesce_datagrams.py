@@ -37,7 +37,7 @@ from hypothesis import strategies as st
 from trio_passt.wire import bulk, coalesce, columns, ethernet, framing, ipv4, ipv6, udp
 from trio_passt.wire.coalesce import BULK_FROM_FRAMES, Item, JoinedDatagrams
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
-from trio_passt.wire.frames import FrameBatch, Offload
+from trio_passt.wire.frames import FrameBatch
 from trio_passt.wire.ip import IPProtocol
 
 NOISE = random.Random(3).randbytes(70_000)
@@ -483,22 +483,6 @@ def test_what_is_not_plain_may_come_later_than_it_was_sent(check: Check) -> None
 
 
 # -- links -------------------------------------------------------------------------------------------------------------
-
-
-@versions
-def test_unfinished_checksums_are_trusted(version: int) -> None:
-    """As a tap with a vnet header gives them; what is still to be cut is left alone."""
-    frames = made(several(60, Sent(version)))
-    at = Sent(version).header_bytes - 2
-    unfinished = [frame[:at] + b"\x12\x34" + frame[at + 2 :] for frame in frames]
-    offload = Offload(at - 6, 6)
-    (run,) = coalesce.coalesce(framing.join(unfinished, [offload] * 60))
-    assert isinstance(run, JoinedDatagrams)
-    assert run.payloads == [datagram.payload for datagram in several(60, Sent())]
-    assert shape(coalesce.coalesce(framing.join(unfinished, [None] * 60))) == [0] * 60
-    offloads: list[Offload | None] = [offload] * 60
-    offloads[10] = Offload(at - 6, 6, at + 2, 50)
-    assert shape(coalesce.coalesce(framing.join(unfinished, offloads))) == [59, 0]
 
 
 @pytest.mark.parametrize("join", [coalesce.coalesce, bulk.join])

@@ -15,10 +15,11 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
+from unfinished import without_identification
 
-from trio_passt.wire import framing, ip, udp
+from trio_passt.wire import finish, framing, ip, udp
 from trio_passt.wire.datagrams import COPY_BELOW_BYTES, Train, UdpHeaders
-from trio_passt.wire.frames import FrameRun
+from trio_passt.wire.frames import Capabilities, FrameRun, Segmentation
 from trio_passt.wire.ip import IPProtocol
 from trio_passt.wire.udp import UdpHeader
 
@@ -39,21 +40,27 @@ def packed(version: int) -> tuple[bytes, bytes]:
     return source, destination
 
 
-def headers(version: int, mtu_bytes: int = LARGEST_MTU_BYTES) -> UdpHeaders:
-    return UdpHeaders((HOST_MAC, GUEST_MAC), packed(version), PORTS, mtu_bytes)
+NOTHING = Capabilities()
+FILLS_IN, CUTS = Capabilities(checksum=True), Capabilities(checksum=True, uso=True)
+
+
+def headers(version: int, mtu_bytes: int = LARGEST_MTU_BYTES, capabilities: Capabilities = NOTHING) -> UdpHeaders:
+    return UdpHeaders((HOST_MAC, GUEST_MAC), packed(version), PORTS, mtu_bytes, capabilities)
 
 
 def frames_of(runs: Iterable[FrameRun]) -> list[bytes]:
-    """The frames of runs, each of the length that its prefix and the run's stride say."""
+    """The frames of runs, each of the length that its prefix and the run's stride say, as the link sends them."""
     frames = []
     for run in runs:
         data = b"".join(run.parts)
         assert len(data) == run.count * run.stride
-        assert run.offload is None
         for at in range(0, len(data), run.stride):
             frame = data[at + 4 : at + run.stride]
             assert int.from_bytes(data[at : at + 4], "big") == len(frame)
-            frames.append(frame)
+            if run.offload is None:
+                frames.append(frame)
+            else:
+                frames += [without_identification(piece) for piece in finish.finish(memoryview(frame), run.offload)]
     return frames
 
 
@@ -112,6 +119,55 @@ def trains(draw: st.DrawFn) -> list[Train]:
         start = draw(st.integers(0, len(NOISE) - max(stride, size) * count))
         found.append(Train(start, size, count, stride if count > 1 else draw(st.sampled_from([0, stride]))))
     return found
+
+
+@moderately
+@given(st.sampled_from([4, 6]), trains(), st.sampled_from([FILLS_IN, CUTS]), st.sampled_from([1500, 65520]))
+def test_a_link_that_helps_sends_the_same(
+    version: int, trains: list[Train], capabilities: Capabilities, mtu_bytes: int
+) -> None:
+    runs = headers(version, mtu_bytes, capabilities).frames(memoryview(NOISE), trains, itertools.count(7))
+    assert frames_of(runs) == framed(version, NOISE, trains, mtu_bytes)
+
+
+@versions
+@pytest.mark.parametrize(
+    ("trains", "in_each_frame"),
+    [
+        pytest.param([Train(0, 1400, 46, 1400)], [46], id="64 KiB"),
+        pytest.param([Train(0, 1400, 47, 1400)], [46, 1], id="more than 64 KiB"),
+        pytest.param([Train(0, 1400, 100, 1400)], [46, 46, 8], id="much more"),
+        pytest.param([Train(0, 10, 130, 20)], [64, 64, 2], id="many small ones, with gaps"),
+        pytest.param([Train(0, 1400, 5, 1400), Train(7000, 7)], [6], id="the last one is smaller"),
+        pytest.param([Train(0, 1400, 46, 1400), Train(64400, 7)], [46, 1], id="no room for the last one"),
+        pytest.param([Train(0, 1400, 45, 1400), Train(63000, 1399)], [46], id="just room for the last one"),
+        pytest.param([Train(0, 10, 64, 10), Train(640, 7)], [64, 1], id="too many for the last one"),
+        pytest.param([Train(0, 10, 5, 10), Train(50, 11)], [5, 1], id="a larger one"),
+        pytest.param([Train(0, 10, 5, 10), Train(50, 0)], [5, 1], id="an empty one"),
+        pytest.param([Train(0, 10, 5, 10), Train(50, 9, 2, 9)], [5, 2], id="several smaller ones"),
+        pytest.param([Train(0, 10, 5, 10), Train(50, 9), Train(59, 9)], [6, 1], id="two smaller ones"),
+        pytest.param([Train(0, 0, 3, 10)], [1, 1, 1], id="nothing in them"),
+        pytest.param([Train(0, 40_000, 2, 40_000)], [1, 1], id="large ones"),
+        pytest.param([Train(0, 32_753, 2, 32_753)], [2], id="the two largest"),
+        pytest.param([Train(0, 32_754, 2, 32_754)], [1, 1], id="a byte too large"),
+    ],
+)
+def test_how_many_datagrams_go_in_a_frame(version: int, trains: list[Train], in_each_frame: list[int]) -> None:
+    runs = headers(version, capabilities=CUTS).frames(memoryview(NOISE), trains, itertools.count(7))
+    assert [run.count for run in runs] == [1] * len(runs)
+    assert [len(frames_of([run])) for run in runs] == in_each_frame
+    for run, count in zip(runs, in_each_frame, strict=True):
+        assert run.offload is not None
+        kind = Segmentation.UDP if count > 1 else Segmentation.NONE
+        assert (run.offload.segmentation, run.offload.segment_bytes > 0) == (kind, count > 1)
+        assert run.offload.header_bytes == HEADERS_BYTES[version] + 14
+    assert frames_of(runs) == framed(version, NOISE, trains)
+
+
+def test_what_lies_together_is_not_taken_apart() -> None:
+    (run,) = headers(4, capabilities=CUTS).frames(memoryview(NOISE), [Train(3, 1400, 40, 1400)], itertools.count(7))
+    assert len(run.parts) == 2
+    assert run.parts[1] == NOISE[3:56_003]
 
 
 @moderately

@@ -1,0 +1,21 @@
+"""Descriptors that come through a UNIX socket: SCM_RIGHTS of unix(7).
+
+Like `socket.recv_fds`, which does not pass on its flags: what it receives would be a command's, too.
+"""
+
+import array
+import socket
+
+
+def receive(connection: socket.socket, size: int, count: int) -> tuple[bytes, list[int]]:
+    """A message of `size` bytes at most, empty at the end, and `count` descriptors at most, closed on exec.
+
+    There are fewer where this process may have no more.  Raises OSError.
+    """
+    descriptors = array.array("i")
+    space = socket.CMSG_LEN(count * descriptors.itemsize)
+    message, ancillary, _, _ = connection.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return message, list(descriptors)
