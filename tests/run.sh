@@ -36,6 +36,7 @@ missing() {
 	ping iputils-ping
 	qemu-system-x86_64 qemu-system-x86
 	setpriv util-linux
+	slirp4netns slirp4netns
 	traceroute traceroute
 	tshark tshark
 	COMMANDS

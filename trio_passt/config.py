@@ -322,7 +322,7 @@ class Namespace:
 
     The tap in there is called `interface` (`None`: as the host's interface that the guest's network is taken from) and
     has the MAC address `mac` (`None`: the kernel's choice).  With `configures` it is set up and has what the guest gets
-    of the host, also its further addresses if `copies_addresses`, and its further routes if `copies_routes`.
+    of the host (and what router advertisements say besides, if it `takes_advertisements`), also its further addresses if `copies_addresses`, and its further routes if `copies_routes`.
 
     With `splices`, connections between loopback here and loopback there bypass the tap.  Those to forwarded ports
     arrive at the guest's own address, or with `loopback_to_loopback` at its loopback address.
@@ -337,6 +337,7 @@ class Namespace:
     interface: str | None = None
     mac: bytes | None = None
     configures: bool = False
+    takes_advertisements: bool = False
     copies_addresses: bool = True
     copies_routes: bool = True
     splices: bool = True

@@ -96,8 +96,8 @@ async def run(
                 door.give_to(config.run_as.uid, config.run_as.gid)
         if on_open is not None:
             on_open()
-        if config.network.transports.icmp:
-            check_ping_permission()
+        if config.network.transports.icmp and not (namespace is not None and namespace.runs_command):
+            check_ping_permission()  # who runs a command is told when it pings
         if namespace_guest is not None:
             await namespace_guest.open()
         current.forwards = listeners.bound

@@ -27,7 +27,10 @@ from tests.integration.daemon import Daemon, daemon_directory, program
 from tests.integration.namespace_guest import NamespaceGuest
 from tests.integration.topology import Topology
 
-REQUIRED_COMMANDS = ("dpkg-deb", "gcc", "ip", "iperf3", "ping", "qemu-system-x86_64", "setpriv", "traceroute", "tshark")
+REQUIRED_COMMANDS = (
+    *("dpkg-deb", "gcc", "ip", "iperf3", "ping", "qemu-system-x86_64", "setpriv", "slirp4netns", "traceroute"),
+    "tshark",
+)
 PR_SET_PDEATHSIG = 1
 
 FORWARDS = ["-t", "8022,8080-8089", "-t", "2222:22", "-u", "9053,6053:7053"]

@@ -43,6 +43,7 @@ def namespace(
         raise UsageError(
             f"option '--userns {user_path}' is for a namespace that is there: a process ID or '--netns' is expected"
         )
+    is_new = pid is None and path is None
     return Namespace(
         command=command,
         pid=pid,
@@ -52,7 +53,8 @@ def namespace(
         quits="no-netns-quit" not in flags,
         interface=interface,
         mac=mac,
-        configures="config-net" in flags,
+        configures="config-net" in flags or (is_new and "no-config-net" not in flags),
+        takes_advertisements="config-net" not in flags,
         copies_addresses="no-copy-addrs" not in flags,
         copies_routes="no-copy-routes" not in flags,
         splices="no-splice" not in flags,

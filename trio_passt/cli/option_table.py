@@ -124,21 +124,28 @@ TABLE = (
             _flag(
                 "config-net",
                 None,
-                "Give the interface its addresses and routes, and bring it up. Default: that is for a DHCP client to"
-                " do, or whatever sets up networks in there.",
+                "Give the interface its addresses and routes, and bring it up. Default in a namespace that is joined:"
+                " that is for a DHCP client to do, or whatever sets up networks in there.",
+                Mode.NAMESPACE,
+            ),
+            _flag(
+                "no-config-net",
+                None,
+                "Leave the interface in a new namespace as it is. Default: it is set up, so that COMMAND is online; a"
+                " DHCP client or router advertisements may still change that. (Not an option of pasta.)",
                 Mode.NAMESPACE,
             ),
             _flag(
                 "no-copy-routes",
                 None,
-                "With --config-net: the default route only. Default: all routes of the host's interface, but for a"
+                "When it is set up: the default route only. Default: all routes of the host's interface, but for a"
                 " family with a --gateway.",
                 Mode.NAMESPACE,
             ),
             _flag(
                 "no-copy-addrs",
                 None,
-                "With --config-net: one address of each family. Default: all of the host's interface, but for a family"
+                "When it is set up: one address of each family. Default: all of the host's interface, but for a family"
                 " with an --address.",
                 Mode.NAMESPACE,
             ),

@@ -64,7 +64,10 @@ _PER_FAMILY = {
 """Options that may be given once for each family, and what their values are."""
 
 _OPPOSITES = {"dhcp-dns": "no-dhcp-dns", "dhcp-search": "no-dhcp-search"}
-"""Flags that take back another, and which."""
+"""Names of a default, and what they take back."""
+
+_EXCLUSIVE = {"config-net": "no-config-net", "no-config-net": "config-net"}
+"""Flags of which the later one counts."""
 
 _DEFAULT_FLAGS = {Mode.VM: frozenset[str](), Mode.NAMESPACE: frozenset({"no-dhcp-dns", "no-dhcp-search"})}
 """What is as if it had been given."""
@@ -164,6 +167,7 @@ def _collect_flag(collected: _Collected, key: str) -> None:
     if key in _OPPOSITES:
         collected.flags.discard(_OPPOSITES[key])
     else:
+        collected.flags.discard(_EXCLUSIVE.get(key, ""))
         collected.flags.add(key)
 
 

@@ -50,6 +50,8 @@ from trio_passt.namespace.passing import receive
 GRACE_S = 1.0
 """What the kernel may take to end everything in there."""
 
+_PR_SET_DUMPABLE = 4
+
 _CHANGED_BY_US = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGUSR1}
 """Ignored by Python, and by us until the daemon listens."""
 
@@ -100,7 +102,7 @@ class Command:
             self._end()
             raise StartupError(f"can't start a process for the namespace: {error.strerror}") from error
         try:
-            self.namespaces = self._made()
+            self.namespaces = self._made(makes_user=wanted.joins_user)
         except BaseException:
             self.close()
             raise
@@ -137,13 +139,13 @@ class Command:
         with suppress(OSError):  # it has just ended
             self._connection.send(bytes([number]))
 
-    def _made(self) -> Namespaces:
+    def _made(self, *, makes_user: bool) -> Namespaces:
         message, descriptors = receive(self._connection, 4096, 2)
         if not message:
             raise StartupError(f"can't make the namespace: its process has ended with status {self._status()}")
         failed: Failed | None = pickle.loads(message)
         if failed is not None:
-            raise StartupError(failed.reason)
+            raise StartupError(failed.reason + _hint(failed.error, makes_user=makes_user))
         if not descriptors:
             raise StartupError("no descriptors are left for the namespace (see ulimit -n)")
         net, *user = descriptors
@@ -179,8 +181,8 @@ def _keep(daemon: socket.socket, making: _Making) -> int:
             daemon.fileno(),
             *(descriptor for descriptor in (namespaces.net, namespaces.user) if descriptor is not None),
         )
-    except StartupError as error:
-        daemon.send(pickle.dumps(Failed(str(error))))
+    except _RefusedError as error:
+        daemon.send(pickle.dumps(Failed(*error.args)))
         return 1
     except OSError as error:
         daemon.send(pickle.dumps(Failed(f"can't make the namespace: {error.strerror}")))
@@ -218,6 +220,15 @@ def _become(user: RunAs) -> None:
     os.setgroups([])
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
+    call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's
+
+
+class _RefusedError(Exception):
+    """Namespaces are refused; the daemon, which is outside still, knows more."""
+
+    def __init__(self, what: str, error: OSError) -> None:
+        number = error.errno or 0
+        super().__init__(f"can't make a {what} namespace: {os.strerror(number)}", number)
 
 
 def _make_namespaces(*, makes_user: bool) -> None:
@@ -229,15 +240,11 @@ def _make_namespaces(*, makes_user: bool) -> None:
             _write("uid_map", f"0 {uid} 1")
             _write("gid_map", f"0 {gid} 1")
         except OSError as error:
-            raise StartupError(f"can't make a user namespace: {os.strerror(error.errno or 0)}{_hint(error)}") from error
+            raise _RefusedError("user", error) from error
     try:
         call("unshare", CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC)
     except OSError as error:
-        if not makes_user and error.errno == errno.EPERM:
-            hint = " (without a user namespace of its own, that takes CAP_SYS_ADMIN)"
-        else:
-            hint = _hint(error)
-        raise StartupError(f"can't make a network namespace: {os.strerror(error.errno or 0)}{hint}") from error
+        raise _RefusedError("network", error) from error
 
 
 def _write(name: str, text: str) -> None:
@@ -245,17 +252,19 @@ def _write(name: str, text: str) -> None:
         file.write(text)
 
 
-def _hint(error: OSError) -> str:
-    """What forbids it, as far as it can be told."""
-    if error.errno == errno.EINVAL:
+def _hint(number: int, *, makes_user: bool) -> str:
+    """What forbids a new namespace, as far as it can be told: only to be asked from outside."""
+    if number == errno.EINVAL:
         return " (this kernel has none)"
-    if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC):
+    if number not in (errno.EPERM, errno.EACCES, errno.ENOSPC):
         return ""
     for name, value in _SETTINGS:
         if _setting(name) == value:
             return f" (sysctl {name} is {value})"
-    if error.errno == errno.ENOSPC:
+    if number == errno.ENOSPC:
         return " (a limit is reached: sysctl user.max_user_namespaces, or another user.max_..._namespaces)"
+    if not makes_user:
+        return " (without a user namespace of its own, that takes CAP_SYS_ADMIN)"
     return " (a sandbox, such as a container's, forbids it)"
 
 

@@ -44,9 +44,10 @@ class Execution:
 
 @frozen
 class Failed:
-    """Why there is no namespace."""
+    """Why there is no namespace; if the kernel refused one, its `error`, an errno, may be explained further."""
 
     reason: str
+    error: int = 0
 
 
 def live(daemon: socket.socket, namespaces: Namespaces, execution: Execution) -> int:

@@ -96,13 +96,15 @@ class TapAddress:
 class Plan:
     """What the tap gets, in order; `mtu_bytes` `None`: what the kernel gives it.
 
-    `with_ipv6`: it has an address of IPv6, besides a link-local one; nothing is to be learned from advertisements then.
+    `with_ipv6`: it has an address of IPv6, besides a link-local one.  `takes_advertisements`: it may learn more from
+    routers.
     """
 
     mtu_bytes: int | None
     addresses: tuple[TapAddress, ...]
     routes: tuple[Route, ...]
     with_ipv6: bool
+    takes_advertisements: bool = False
 
 
 def plan(config: Config, mac: bytes, templates: dict[str, Template]) -> Plan:
@@ -120,7 +122,13 @@ def plan(config: Config, mac: bytes, templates: dict[str, Template]) -> Plan:
         routes += _routes(guest, config, namespace, template, own, by_kernel=by_kernel)
         if guest.address.version == 6 and not any(one.address.ip in LINK_LOCAL for one in own):
             addresses.append(TapAddress(HostAddress(IPv6Interface((link_local_from_mac(mac), 64)))))
-    return Plan(network.mtu_bytes or None, tuple(addresses), tuple(routes), with_ipv6=network.ipv6 is not None)
+    return Plan(
+        network.mtu_bytes or None,
+        tuple(addresses),
+        tuple(routes),
+        with_ipv6=network.ipv6 is not None,
+        takes_advertisements=namespace.takes_advertisements,
+    )
 
 
 def _addresses(

@@ -141,7 +141,9 @@ class HostForwards:
         forward = PortForward(protocol, host_port, host_port, guest_port, host)
         for number, other in self._forwards.items():
             if (other.protocol, other.first) == (protocol, host_port) and _where(other).overlaps(_where(forward)):
-                raise BadRequestError(f"add_hostfwd: {_told(forward)} is forwarded already (id {number})")
+                raise BadRequestError(
+                    f"add_hostfwd: can't forward {_told(forward)}: it is forwarded already (id {number})"
+                )
         return forward
 
     def _list(self, _arguments: dict[str, Any]) -> dict[str, Any]:
@@ -258,4 +260,4 @@ def _where(forward: PortForward) -> Where:
 
 
 def _told(forward: PortForward) -> str:
-    return f"port {forward.first} of {forward.protocol.name} at {forward.address}"
+    return f"{forward.protocol.name} port {forward.first} of {forward.address}"

@@ -181,7 +181,7 @@ def _place(
             for index in (begin, stop - 1)
         )
         if segment_sizes is not None:
-            cuts = [segment_sizes[index] for index in firsts[begin:stop]]
+            cuts = segment_sizes.take(firsts[begin:stop]).tolist()
             payloads, first, last = _cut(payloads, cuts, first, last)
         ends = (source, source_port, destination, destination_port)
         placed.append((firsts[begin], JoinedDatagrams(mac, ends, hop_limit, payloads, first, last)))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from check_link import Guest, LinkContract, frame_of, run_of
+from check_link import FillingLinkContract, Guest, frame_of, run_of
 from scapy.utils import RawPcapReader
 from test_link_memory import MemoryGuest
 
@@ -42,7 +42,7 @@ def read(path: Path) -> list[bytes]:
         return [data for data, _ in reader]
 
 
-class TestContract(LinkContract):
+class TestContract(FillingLinkContract):
     @pytest.fixture(autouse=True)
     def _with_a_file(self, capture: Capture) -> None:
         self.capture = capture

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import trio
-from check_link import Guest, LinkContract, frame_of
+from check_link import FillingLinkContract, Guest, frame_of
 
 from trio_passt.link.base import Link
 from trio_passt.link.memory import MemoryLink, SentFrame
@@ -24,13 +24,13 @@ class MemoryGuest:
         self.link.disconnect()
 
 
-class TestFramesContract(LinkContract):
+class TestFramesContract(FillingLinkContract):
     def make(self) -> tuple[Link, Guest]:
         link = MemoryLink(capacity_frames=30)
         return link, MemoryGuest(link)
 
 
-class TestBytesContract(LinkContract):
+class TestBytesContract(FillingLinkContract):
     def make(self) -> tuple[Link, Guest]:
         link = MemoryLink(capacity_bytes=20_000)
         return link, MemoryGuest(link)

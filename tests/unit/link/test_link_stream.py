@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from check_link import Guest, LinkContract, fill, frame_of, read_frames, run_of, until_received
+from check_link import FillingLinkContract, Guest, fill, frame_of, read_frames, run_of, until_received
 
 from trio_passt.link.base import Link, LinkClosed
 from trio_passt.link.stream import StreamLink
@@ -69,12 +69,12 @@ def _no_socket_left_open() -> Iterator[None]:
         _open.pop().close()
 
 
-class TestStreamLinkContract(LinkContract):
+class TestStreamFillingLinkContract(FillingLinkContract):
     def make(self) -> tuple[Link, Guest]:
         return connected()
 
 
-class TestSlowReaderContract(LinkContract):
+class TestSlowReaderContract(FillingLinkContract):
     """The smallest buffer that the kernel allows, and a guest that reads 97 bytes at a time."""
 
     def make(self) -> tuple[Link, Guest]:

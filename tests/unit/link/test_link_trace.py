@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from check_link import Guest, LinkContract, frame_of, run_of
+from check_link import FillingLinkContract, Guest, frame_of, run_of
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 from test_link_memory import MemoryGuest
@@ -18,7 +18,7 @@ from trio_passt.wire.frames import FrameBatch, Offload, single
 ETHERNET = Ether(src="52:54:00:12:34:56", dst="9a:55:9a:55:9a:55")
 
 
-class TestContract(LinkContract):
+class TestContract(FillingLinkContract):
     @pytest.fixture(autouse=True)
     def _with_a_log(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG, "trio_passt.trace")

@@ -177,7 +177,7 @@ def test_a_port_is_forwarded_once(forwards: HostForwards, other: dict[str, objec
     """Also where the kernel would let it be bound twice."""
     forwards.reply(add(proto="tcp", host_port=8080, guest_port=80))
     reply = forwards.reply(add(**{"proto": "tcp", "host_port": 8080, "guest_port": 80, **other}))
-    assert (b"is forwarded already (id 1)" in reply) is is_refused
+    assert (b": it is forwarded already (id 1)" in reply) is is_refused
 
 
 def test_a_port_at_two_addresses_is_two(forwards: HostForwards) -> None:
