@@ -1,22 +1,24 @@
 #!/bin/sh
-# Shows a QEMU guest online through trio-passt: `sh docs/demo.sh`, as root or with sudo. Debian, x86-64.
+# Shows commands in a namespace of their own online through trio-pasta, and a QEMU guest online through trio-passt:
+# `sh docs/demo.sh`, as root or with sudo. Debian, x86-64.
 #
-# `sh docs/demo.sh --shell` leaves you at the guest's console instead; it ends when you leave that shell.
+# `sh docs/demo.sh --namespace` shows the first half only. `sh docs/demo.sh --shell` leaves you at the guest's console
+# instead of both; it ends when you leave that shell.
 #
 # The machine's own network is not touched: there are two namespaces, "host", where the daemon runs as a user without
 # any privilege, and "remote", its router and the rest of the world, with addresses reserved for documentation.
 # Missing Debian packages are installed. Everything else is in a temporary directory, and is removed at the end.
 #
 #   TRIO_PASST_WORK        where the guest's image is kept between runs, default /var/tmp/trio-passt-UID
-#   TRIO_PASST_UNDER_TEST  another program to show, for example passt
+#   TRIO_PASST_UNDER_TEST  another program to show, for example passt (then the first half is left out)
 set -eu
 umask 022
 
 cd "$(dirname "$0")/.."
 case ${1-} in
-"" | --shell) mode=${1-} ;;
+"" | --shell | --namespace) mode=${1-} ;;
 *)
-    echo "usage: sh docs/demo.sh [--shell]" >&2
+    echo "usage: sh docs/demo.sh [--namespace | --shell]" >&2
     exit 2
     ;;
 esac
@@ -36,6 +38,7 @@ temporary=
 daemon=
 guest=
 server=
+tun_mode=
 failed=0
 
 bold='' plain=''
@@ -68,6 +71,7 @@ clean_up() {
         rm -rf "/etc/netns/$namespace"
     done
     rmdir /etc/netns 2>/dev/null || true
+    [ -z "$tun_mode" ] || chmod "$tun_mode" /dev/net/tun
     [ -z "$temporary" ] || rm -rf "$temporary"
 }
 trap clean_up EXIT
@@ -80,6 +84,7 @@ install_missing() {
     packages=
     command -v "$python" >/dev/null || packages="$packages python3"
     "$python" -c 'import ensurepip, venv' 2>/dev/null || packages="$packages python3-venv"
+    command -v curl >/dev/null || packages="$packages curl"
     command -v ip >/dev/null || packages="$packages iproute2"
     command -v iperf3 >/dev/null || packages="$packages iperf3"
     command -v qemu-system-x86_64 >/dev/null || packages="$packages qemu-system-x86"
@@ -107,11 +112,14 @@ if [ -z "$program" ]; then
     "$python" -m venv "$temporary/venv"
     "$temporary/venv/bin/pip" install -qq --disable-pip-version-check .
     program=$temporary/venv/bin/trio-passt
+    pasta=$temporary/venv/bin/trio-pasta
 fi
-"$python" -m tests.guest.image >"$temporary/image"
-{ read -r kernel && read -r initramfs; } <"$temporary/image"
 say "program  $program"
-say "guest    Debian's kernel and busybox, $(du -h "$initramfs" | cut -f1)"
+if [ "$mode" != --namespace ]; then
+    "$python" -m tests.guest.image >"$temporary/image"
+    { read -r kernel && read -r initramfs; } <"$temporary/image"
+    say "guest    Debian's kernel and busybox, $(du -h "$initramfs" | cut -f1)"
+fi
 
 # ---- The network: [host] uplink ---- uplink [remote] ----
 
@@ -143,6 +151,80 @@ title "The host's network"
 ip -n "$host" -brief address show dev uplink | indent
 ip -n "$host" route | indent
 say "a remote machine is at 198.51.100.2 and 2001:db8:2::2, behind the gateway"
+
+# ---- Commands in a namespace of their own ----
+
+in_namespace() { # COMMAND-AS-TYPED COMMAND...: its output and status
+    say "\$ trio-pasta --quiet -- $1"
+    shift
+    if ip netns exec "$host" $as_nobody env -i PATH="$PATH" HOME=/ "$pasta" --quiet -- "$@" \
+        </dev/null >"$temporary/output" 2>&1; then
+        status=0
+    else
+        status=$?
+    fi
+    indent <"$temporary/output"
+}
+
+check() { # CONDITION...: of the shell's test
+    [ "$@" ] || {
+        failed=1
+        say "FAILED: $*"
+    }
+}
+
+await_server() { # NAMESPACE PORT
+    tries=0
+    until ip netns exec "$1" ss -Hltn "sport = :$2" | grep -q .; do
+        [ $((tries += 1)) -lt 100 ] || die "no server at port $2"
+        sleep 0.1
+    done
+}
+
+if [ "$mode" != --shell ] && [ -n "${pasta-}" ]; then
+    # udev's usual mode; without udev it may be root's alone
+    if [ "$(stat -c %a /dev/net/tun)" != 666 ]; then
+        tun_mode=$(stat -c %a /dev/net/tun)
+        chmod 666 /dev/net/tun
+    fi
+    mkdir "$temporary/www"
+    echo "hello from the remote machine" >"$temporary/www/index.html"
+    ip netns exec "$remote" "$python" -m http.server --directory "$temporary/www" --bind 198.51.100.2 8000 \
+        >/dev/null 2>&1 &
+    server=$!
+    await_server "$remote" 8000
+
+    title "A command in a namespace of its own, as user $unprivileged without capabilities; nothing is configured"
+    in_namespace "ip -brief address" ip -brief address
+    check "$status" = 0
+    in_namespace "curl http://198.51.100.2:8000/" curl --silent --show-error http://198.51.100.2:8000/
+    check "$(cat "$temporary/output")" = "hello from the remote machine"
+    in_namespace "sh -c 'exit 7'" sh -c 'exit 7'
+    say "status $status"
+    check "$status" = 7
+    stop "$server"
+    server=
+
+    title "A server in there: its port is found, and open to the remote machine"
+    say "\$ trio-pasta --quiet -- python3 -m http.server 8080"
+    ip netns exec "$host" $as_nobody env -i PATH="$PATH" HOME=/ "$pasta" --quiet -- \
+        "$python" -m http.server --directory "$temporary/www" 8080 </dev/null >"$temporary/served" 2>&1 &
+    server=$!
+    await_server "$host" 8080
+    say "remote\$ curl http://192.0.2.2:8080/"
+    timeout 10 ip netns exec "$remote" curl --silent --show-error --interface 198.51.100.2 http://192.0.2.2:8080/ \
+        >"$temporary/output" 2>&1 || true
+    indent <"$temporary/output"
+    check "$(cat "$temporary/output")" = "hello from the remote machine"
+    say "the server's log: $(grep GET "$temporary/served")"
+    check -n "$(grep '^198.51.100.2 ' "$temporary/served")"
+    stop "$server"
+    server=
+    [ "$mode" != --namespace ] || {
+        title "Done: $([ $failed = 0 ] && echo 'everything worked' || echo 'something FAILED, see above')"
+        exit $failed
+    }
+fi
 
 # ---- The daemon ----
 

@@ -86,6 +86,7 @@ async def run(
         if namespace is not None:
             namespace_guest = NamespaceGuest(namespace, serving, _families(config.network))
             opened.callback(namespace_guest.close)
+            await namespace_guest.open()
         elif config.attachment.fd is not None:
             only_guest = from_fd(config.attachment.fd)
             opened.callback(only_guest.close)
@@ -98,8 +99,6 @@ async def run(
             on_open()
         if config.network.transports.icmp and not (namespace is not None and namespace.runs_command):
             check_ping_permission()  # who runs a command is told when it pings
-        if namespace_guest is not None:
-            await namespace_guest.open()
         current.forwards = listeners.bound
         on_ready(door.path if door else None, current.forwards)
         exit_status = 0
@@ -109,11 +108,16 @@ async def run(
             else:
                 root.start_soon(end_on_signal, signals, root.cancel_scope)
             root.start_soon(listeners.run)
-            root.start_soon(status.answer, asked, lambda: current.guest, lambda: current.forwards)
+            root.start_soon(
+                status.answer,
+                asked,
+                lambda: current.guest,
+                lambda: listeners.bound if config.binds_later else current.forwards,
+            )
             if beside is not None:
                 root.start_soon(beside, listeners)
             if watch is not None:
-                root.start_soon(follow_host, watch, serving)
+                root.start_soon(follow_host, watch, serving, namespace_guest)
             if namespace_guest is not None:
                 exit_status = await namespace_guest.serve()
             elif only_guest is not None:
@@ -143,12 +147,14 @@ async def end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScop
         everything.cancel()
 
 
-async def follow_host(watch: HostWatch, serving: Serving) -> None:
+async def follow_host(watch: HostWatch, serving: Serving, namespace: NamespaceGuest | None = None) -> None:
     """The host's network changes: forwarded ports are bound in a family that is new, and the guest is told."""
 
     def on_change(network: GuestNetwork) -> None:
         before = serving.listeners.descriptors
         serving.listeners.add_families(_families(network))
+        if namespace is not None:
+            namespace.add_families(_families(network))
         if serving.listeners.descriptors != before:
             serving.current.forwards = serving.listeners.bound
         serving.current.change(network)

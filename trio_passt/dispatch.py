@@ -127,7 +127,8 @@ class Dispatcher:
         link.release()
 
     def _take_frame(self, frame: memoryview) -> None:
-        if (expected := plain.parse(frame)) is not None and self._take_plain(*expected):
+        if (expected := plain.parse(frame)) is not None:
+            self._take_joined(JoinedSegments(*expected))
             return
         if (datagram := plain.parse_datagram(frame)) is not None:
             mac, ends, hop_limit, payload, packet = datagram
@@ -150,7 +151,7 @@ class Dispatcher:
     def _take_plain(self, mac: bytes, ends: plain.Ends, segment: TcpSegment, times: int = 1) -> bool:
         """A segment of a connection that is known, from a guest that is; all others take the long way."""
         flow = self.tcp.get(ends)
-        if flow is None or mac != self._session.guest.mac:
+        if flow is None or mac != self._session.guest.mac or segment.flags & tcp.SYN:
             return False
         self._session.guest.learn_address(ends[0])
         for _ in range(times):

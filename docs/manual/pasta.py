@@ -54,8 +54,8 @@ def description() -> Iterator[str]:
         " ready, and ends when the namespace is gone.",
         "A *PID* is one word of digits. Options end where *COMMAND* begins: what follows is its own; `--` may stand"
         " before it.",
-        "Its options are those of pasta(1), with the same meaning. Whatever it is called, `trio-pasta` is what"
-        " trio-passt(1) is by a name with *pasta* in it.",
+        "Its options are those of pasta(1), with the same meaning. It is the program of trio-passt(1), which is this"
+        " one by any name with *pasta* in it.",
     )
 
 
@@ -64,10 +64,10 @@ def addresses() -> Iterator[str]:
     yield from title("ADDRESSES")
     yield from paragraphs(
         "The guest gets address, mask or prefix and gateway of the interface with the default route, for IPv4 and IPv6"
-        " by themselves, unless options say otherwise. With `--config-net` the interface in the namespace has them when"
-        " *COMMAND* starts, or the program goes into the background, with all other addresses and routes of the host's"
-        " interface. Without it, DHCP, DHCPv6 and router advertisements tell them to whoever asks. A change of the"
-        " host's network is followed, as far as the guest asks.",
+        " by themselves, unless options say otherwise. In a new namespace the interface has them when *COMMAND* starts,"
+        " with all other addresses and routes of the host's interface; in one that is joined, with `--config-net`, when"
+        " the program goes into the background. Besides, DHCP, DHCPv6 and router advertisements tell them to whoever"
+        " asks. A change of the host's network is followed, as far as the guest asks.",
         "Programs in the namespace read the host's */etc/resolv.conf*, as long as they share its files: so DHCP tells"
         " nameservers and search domains only with `--dhcp-dns` and `--dhcp-search`. A nameserver at the host's"
         " loopback, such as 127.0.0.53, is found at the namespace's by `-U` *auto* and `-T` *auto*; another address for"
@@ -97,6 +97,7 @@ def process() -> Iterator[str]:
     """Exit status, files, signals."""
     yield from title("EXIT STATUS")
     yield from tagged("That of *COMMAND*", "It has ended; 128 + *N* if by signal *N*.")
+    yield from tagged("126, 127", "*COMMAND* can't be executed, or is not there.")
     yield from tagged("0", "Ready, in the background; or ended in order, in foreground, with a *PID* or `--netns`.")
     yield from tagged("1", "Wrong usage, or something can't be opened; standard error says what, in one line.")
     yield from title("FILES")
@@ -121,9 +122,9 @@ def examples() -> Iterator[str]:
     """New and old namespaces, containers."""
     yield from title("EXAMPLES")
     yield from paragraphs("One command with a network of its own, and a shell:")
-    yield from example("trio-pasta --config-net -- curl https://example.org/", "trio-pasta --config-net")
+    yield from example("trio-pasta curl https://example.org/", "trio-pasta")
     yield from paragraphs("A server that is reached at the host's port 8080, and by nobody else at any port:")
-    yield from example("trio-pasta --config-net -t 8080:80 -u none -T none -U none -- ./server --port 80")
+    yield from example("trio-pasta -t 8080:80 -u none -T none -U none -- ./server --port 80")
     yield from paragraphs("A namespace that is there:")
     yield from example("unshare -rUn sleep 1d &", "trio-pasta --config-net $!")
     yield from paragraphs(

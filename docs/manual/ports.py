@@ -64,6 +64,7 @@ def ports(mode: Mode) -> Iterator[str]:
         yield from paragraphs(
             "With `auto`, a port is forwarded while something listens at its target: once a second it is looked who"
             " does. These are best effort as well: what can't be opened is passed over. Ports that are named by another"
-            " specification are not automatic. `--tcp-ns` and `--udp-ns` are ports of the namespace's loopback"
-            " (127.0.0.1, ::1), and their targets ports of the host's; an *ADDRESS* has to be a loopback one."
+            " specification are not automatic. What listens at the namespace's loopback only is for nobody else, but"
+            " with `--host-lo-to-ns-lo` for the host's loopback. `--tcp-ns` and `--udp-ns` are ports of the namespace's"
+            " loopback (127.0.0.1, ::1), and their targets ports of the host's; an *ADDRESS* has to be a loopback one."
         )

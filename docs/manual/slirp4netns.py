@@ -44,8 +44,7 @@ def addresses() -> Iterator[str]:
     yield from paragraphs("The network is the guest's own, not the host's. By default:")
     yield from tagged(
         "10.0.2.100",
-        "The guest. DHCP gives it this address, too. With `--enable-ipv6` also fd00::100, and what it makes of the"
-        " prefix fd00::/64.",
+        "The guest. DHCP gives it this address, too. With `--enable-ipv6` also fd00::100.",
     )
     yield from tagged(
         "10.0.2.2",

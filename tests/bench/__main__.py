@@ -71,6 +71,7 @@ def main() -> int:
         rounds=1 if options.short else options.rounds,
         seconds=SHORT_SECONDS if options.short else options.seconds,
         warm_up_s=0 if options.short else 1,
+        is_smoke_test=options.short,
     )
     install_missing(plan.programs)
     results = Results(plan.programs, cells.rows(plan.cells))

@@ -23,6 +23,9 @@ PACED_MEGABITS_PER_S = {1400: 300, 9000: 500}
 WHOLE = ("1/s", "lost")
 """Units of what is counted."""
 
+CPU_OF_EACH = "CPU µs"
+"""Unit of what an exchange costs."""
+
 LOSSES = ("% lost", "lost")
 """Units of what should be nothing: no program's is a multiple of another's."""
 
@@ -37,6 +40,11 @@ class Attachment(StrEnum):
     def prefix(self) -> str:
         """Of its cells' names."""
         return "" if self is Attachment.MACHINE else "ns-"
+
+    @property
+    def has_cpu_of_each(self) -> bool:
+        """Whether the CPU time of exchanges is looked at. With the relay, much of it is polling."""
+        return self is Attachment.NAMESPACE
 
     @property
     def ours(self) -> str:
@@ -223,6 +231,11 @@ class Rate:
         """Of UDP: exchanges without an answer."""
         return Beside(f"lost-{self.name}", "request/response, exchanges", "lost", self.attachment)
 
+    @property
+    def cpu(self) -> Beside:
+        """The program's CPU time for each exchange."""
+        return Beside(f"cpu-{self.name}", self.title, CPU_OF_EACH, self.attachment)
+
 
 @dataclass(frozen=True)
 class Local:
@@ -252,6 +265,11 @@ class Local:
         """For people."""
         way = "host loopback → namespace" if self.is_inward else "namespace loopback → host"
         return way if self.kind == "bulk" else f"{way}, {RATES[self.kind]}"
+
+    @property
+    def cpu(self) -> Beside:
+        """The program's CPU time for each exchange."""
+        return Beside(f"cpu-{self.name}", self.title, CPU_OF_EACH, self.attachment)
 
 
 RATES = {"rr": "request/response", "crr": "connect-request-response", "udp-rr": "request/response, UDP"}
@@ -315,10 +333,12 @@ def beside(cell: Measured) -> list[Cell]:
             return [cell.lost, Cpu(cell)]
         case Local(kind="bulk"):
             return [Cpu(cell)]
+        case Local():
+            return [cell.cpu]
         case Lookups():
             return [DNS_MEDIAN, DNS_P99, DNS_CPU]
-        case Rate(is_udp=True):
-            return [cell.lost]
+        case Rate():
+            return [*([cell.lost] if cell.is_udp else []), *([cell.cpu] if cell.attachment.has_cpu_of_each else [])]
     return []
 
 

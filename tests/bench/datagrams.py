@@ -97,10 +97,15 @@ def numbers_of(
 def exchanges(running: Running, remote: Namespace, cell: Rate, seconds: float) -> dict[Cell, float]:
     """Exchanges a second, and how many were lost: those were asked again."""
     with _far_end(remote, [*ends(), "answer", REMOTE4, PORT]):
+        before = running.cpu_seconds()
         report = client(running, [*ends(), "rr", REMOTE4, PORT, str(seconds)], seconds + GRACE_S)
+        used_s = running.cpu_seconds() - before
     if not report["count"]:
         raise MeasurementError("no answer")
-    return {cell: report["count"] / report["seconds"], cell.lost: report["lost"]}
+    numbers: dict[Cell, float] = {cell: report["count"] / report["seconds"], cell.lost: report["lost"]}
+    if running.process_id is not None:
+        numbers[cell.cpu] = used_s * 1e6 / report["count"]
+    return numbers
 
 
 def lookups(running: Running, remote: Namespace, cell: Lookups) -> dict[Cell, float]:

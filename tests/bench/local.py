@@ -25,5 +25,4 @@ def numbers(running: Running, host: Namespace, cell: Local, seconds: float, warm
             return measure.iperf(running, [*here, *command], cell, seconds + warm_up_s + measure.GRACE_S)
     with measure.load_server(there, address, server_port):
         command = [*here, *measure.load(), cell.kind, LOOPBACK, port, str(seconds)]
-        report = measure.reported(command, seconds + measure.GRACE_S)
-    return {cell: report["count"] / report["seconds"]}
+        return measure.exchanges(running, command, cell, seconds)

@@ -57,8 +57,18 @@ def iperf(running: Running, command: list[str], cell: Bulk | Local, timeout_s: f
 
 def rate(running: Running, cell: Rate, seconds: float) -> dict[Cell, float]:
     """Exchanges a second. Needs a `load_server`."""
-    report = client(running, [*load(), cell.kind, REMOTE4, LOAD_PORT, str(seconds)], seconds + GRACE_S)
-    return {cell: report["count"] / report["seconds"]}
+    return exchanges(running, [*running.enter, *load(), cell.kind, REMOTE4, LOAD_PORT, str(seconds)], cell, seconds)
+
+
+def exchanges(running: Running, command: list[str], cell: Rate | Local, seconds: float) -> dict[Cell, float]:
+    """By a client, how many a second there are, and the program's CPU time for each."""
+    before = running.cpu_seconds()
+    report = reported(command, seconds + GRACE_S)
+    used_s = running.cpu_seconds() - before
+    numbers: dict[Cell, float] = {cell: report["count"] / report["seconds"]}
+    if running.process_id is not None:
+        numbers[cell.cpu] = used_s * 1e6 / report["count"]
+    return numbers
 
 
 def load() -> list[str]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from tests.bench.cells import OURS_PASTA, PASTA, SLIRP
 from tests.bench.programs import Running
 from tests.guest import tun
+from tests.guest.kernel import QUEUE_FRAMES
 from tests.guest.unprivileged import Unprivileged
 from tests.integration.daemon import namespace_program
-from tests.integration.topology import Topology
+from tests.integration.topology import Topology, run
 
 READY_TIMEOUT_S = 20.0
 DEVICE = "tap0"
@@ -47,6 +48,7 @@ def running(name: str, topology: Topology, directory: Path, mtu_bytes: int) -> I
             )
         try:
             _await(guest, process, None if name == SLIRP else port, log)
+            run(*guest.enter(), "ip", "link", "set", DEVICE, "txqueuelen", str(QUEUE_FRAMES))
             yield Running(name, guest.enter(), process.pid, local_port=port)
         finally:
             process.terminate()
@@ -62,7 +64,18 @@ def _command(name: str, process_id: int, port: int, mtu_bytes: int) -> list[str]
         return [SLIRP, "--configure", f"--mtu={mtu_bytes}", str(process_id), DEVICE]
     return [
         *{OURS_PASTA: namespace_program(), PASTA: [PASTA]}[name],
-        *("--foreground", "--config-net", "--mtu", str(mtu_bytes), "--udp-ports", "none", "--udp-ns", "none"),
+        *(
+            "--foreground",
+            "--config-net",
+            "--ns-ifname",
+            DEVICE,
+            "--mtu",
+            str(mtu_bytes),
+            "--udp-ports",
+            "none",
+            "--udp-ns",
+            "none",
+        ),
         *("--tcp-ports", f"{port}:{INWARD_PORT}", "--tcp-ns", f"{OUTWARD_PORT}:{HOST_PORT}", str(process_id)),
     ]
 

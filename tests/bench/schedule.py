@@ -15,7 +15,20 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tests.bench import datagrams, local, measure, namespaces, programs
-from tests.bench.cells import FLOOR, WHOLE, Attachment, Bulk, Cell, Local, Lookups, Measured, Rate, beside, has
+from tests.bench.cells import (
+    FLOOR,
+    OURS_PASTA,
+    WHOLE,
+    Attachment,
+    Bulk,
+    Cell,
+    Local,
+    Lookups,
+    Measured,
+    Rate,
+    beside,
+    has,
+)
 from tests.bench.programs import Running
 from tests.bench.progress import Progress
 from tests.bench.results import Results
@@ -26,13 +39,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """How much is measured. A smoke test measures nothing but our program with a namespace."""
 
     cells: tuple[Measured, ...]
     programs: tuple[str, ...]
     rounds: int
     seconds: float
     warm_up_s: int = 1
+    is_smoke_test: bool = False
 
     def turns(self) -> Iterator[Turn]:
         """Everything that is measured, in order."""
@@ -46,10 +60,19 @@ class Plan:
                         attachment,
                         mtu,
                         [
-                            (cell, rotated([name for name in self.programs if has(cell, name)], round_number + index))
+                            (
+                                cell,
+                                rotated(
+                                    [name for name in self.programs if self._has(cell, name)], round_number + index
+                                ),
+                            )
                             for index, cell in enumerate(cells)
                         ],
                     )
+
+    def _has(self, cell: Measured, program: str) -> bool:
+        is_one_too_many = self.is_smoke_test and cell.attachment is Attachment.NAMESPACE and program != OURS_PASTA
+        return has(cell, program) and not is_one_too_many
 
     def measurement_count(self) -> int:
         """How many there will be, for the progress that is shown."""

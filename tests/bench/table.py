@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tests.bench.about import About
 from tests.bench.cells import (
+    CPU_OF_EACH,
     DNS,
     FLOOR,
     LOSSES,
@@ -60,8 +61,9 @@ another machine shows.
 - While UDP is measured, the MTU of the veth is {uplink_mtu_bytes}, not {usual_uplink_mtu_bytes}: else the host's kernel
   would fragment datagrams of 9000 bytes, and that would be measured. The MTU of the guest's link is 65520.
 - *Namespace*: the guest is a network namespace to which the program gives a tap of its own, without a relay. The
-  programs are an ordinary user's there, and so is each namespace; they join it by the ID of a process in it. The taps
-  are as the programs make them. *From loopback to loopback* is what bypasses the tap: a forwarded port of the host,
+  programs are an ordinary user's there, and so is each namespace; they join it by the ID of a process in it. (The tap's
+  queue is lengthened, as the relay's is: pasta does not get over it when a short one overflows, and hardly over any
+  other loss.) *From loopback to loopback* is what bypasses the tap: a forwarded port of the host,
   asked from the host's own loopback address, and the other way; the bytes go from who has opened the connection. CPU
   time is that of all processes of a program.
 
@@ -113,6 +115,9 @@ def _sections(results: Results, attachment: Attachment) -> dict[str, list[str]]:
         "From loopback to loopback, Gbit/s": [cell for cell in local if cell.kind == "bulk"],
         "From loopback to loopback, exchanges of a byte a second": [cell for cell in local if cell.kind != "bulk"],
         "CPU seconds of the program for a gigabyte (less is better)": [cell for cell in cells if isinstance(cell, Cpu)],
+        "CPU microseconds of the program for an exchange (less is better)": [
+            cell for cell in cells if cell.unit == CPU_OF_EACH
+        ],
     }
     prefix = "" if attachment is Attachment.MACHINE else "Namespace. "
     return {f"{prefix}{title}": table(results, rows_of_it) for title, rows_of_it in tables.items()}

@@ -62,8 +62,10 @@ def offline_guest(
 
 @pytest.fixture(scope="module")
 def configured(offline_guest: NamespaceGuest) -> Configured:
-    """What its clients were told."""
-    return go_online(offline_guest)
+    """What its clients were told. It is quick: duplicate address detection takes longer than all of that."""
+    told = go_online(offline_guest)
+    offline_guest.check("while ip -6 addr show dev eth0 tentative | grep -q inet6; do sleep 0.1; done")
+    return told
 
 
 @pytest.fixture

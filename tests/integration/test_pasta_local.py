@@ -45,7 +45,7 @@ REFUSED = 5002
 RESOLVER = "127.0.0.53"
 NAMED = [
     *("-t", "5001:6001,5002", "-u", "5001:6001,5002"),
-    *("-T", f"5011:6011", "-T", f"{RESOLVER}/5014", "-U", "5011:6011", "-U", f"{RESOLVER}/5014"),
+    *("-T", "5011:6011", "-T", f"{RESOLVER}/5014", "-U", "5011:6011", "-U", f"{RESOLVER}/5014"),
 ]
 
 
@@ -492,14 +492,17 @@ class TestAutomatic:
 
     def test_port_that_the_host_has_is_left_to_it(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
         """And taken as soon as it is free."""
-        with ExitStack() as opened:
-            with host.serves("127.0.0.1", 8011) as others, guest.serves(HOST4, 8011) as listener:
-                with guest.serves("0.0.0.0", 8012):
-                    eventually(lambda: is_open(host, "127.0.0.1", 8012), "the other port")
-                joined(host.client("127.0.0.1", 8011), others, opened)
-                others.close()
-                eventually(lambda: is_open(host, "127.0.0.1", 8011), "the port")
-                listener.accept()[0].close()
+        with (
+            ExitStack() as opened,
+            host.serves("127.0.0.1", 8011) as others,
+            guest.serves(HOST4, 8011) as listener,
+        ):
+            with guest.serves("0.0.0.0", 8012):
+                eventually(lambda: is_open(host, "127.0.0.1", 8012), "the other port")
+            joined(host.client("127.0.0.1", 8011), others, opened)
+            others.close()
+            eventually(lambda: is_open(host, "127.0.0.1", 8011), "the port")
+            listener.accept()[0].close()
 
     def test_log_says_each_once(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
         with guest.serves("0.0.0.0", 8013):

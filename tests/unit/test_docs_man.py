@@ -104,7 +104,7 @@ def test_what_is_written_as_it_stands_reads_so(shown: dict[str, str]) -> None:
     for text in (
         "SYNOPSIS trio-pasta [OPTION]... [COMMAND [ARG]...] trio-pasta [OPTION]... PID trio-pasta [OPTION]... --netns",
         "~22,auto The same, without 22.",
-        "trio-pasta --config-net -- curl https://example.org/",
+        "trio-pasta curl https://example.org/",
         "unshare -rUn sleep 1d & trio-pasta --config-net $!",
     ):
         assert text in shown["trio-pasta"]

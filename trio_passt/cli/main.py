@@ -37,7 +37,7 @@ from trio_passt.cli.mode import MODE, PROGRAM, Mode
 from trio_passt.cli.options import Options, Show, parse_options
 from trio_passt.cli.pid_file import PidFile
 from trio_passt.cli.values import UsageError
-from trio_passt.config import Config, LogLevel, PortForward
+from trio_passt.config import Config, LogLevel, PortForward, RunAs
 from trio_passt.errors import StartupError
 from trio_passt.host.ephemeral import ephemeral_ports
 from trio_passt.host.network import Host
@@ -165,7 +165,7 @@ def run_options(
             configured = configure(options, discover() if user is None else privileges.discover_as(user))
             config = evolve(configured.config, run_as=user)
             _log_circumstances(config, configured)
-            namespace = _open_namespace(config, umask)
+            namespace = _open_namespace(config, umask, user if options.run_as is not None else None)
             if namespace is not None:
                 opened.callback(namespace.close)
             return _run_daemon(config, _Surroundings(child, notifier, log_file, syslog), run, watch, namespace)
@@ -180,13 +180,16 @@ def run_options(
         return 1
 
 
-def _open_namespace(config: Config, umask: int) -> "OpenedNamespace | None":
-    """The guest, if it is a namespace; it may have to be made, for a command that has the caller's `umask`."""
+def _open_namespace(config: Config, umask: int, command_user: RunAs | None) -> "OpenedNamespace | None":
+    """The guest, if it is a namespace; it may have to be made, for a command that has the caller's `umask`.
+
+    A command of root's is run as `command_user`, if that one was asked for.
+    """
     if config.namespace is None:
         return None
     from trio_passt.namespace.opened import open_namespace
 
-    return open_namespace(config, umask=umask)
+    return open_namespace(config, umask=umask, command_user=command_user, meanwhile=_import_daemon)
 
 
 def _open_log(options: Options) -> LogFile | None:
@@ -205,7 +208,7 @@ def _run_daemon(
     watch: "HostWatch",
     namespace: "OpenedNamespace | None",
 ) -> int:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # or NumPy reserves memory for a thread per CPU
+    _import_daemon()
     import trio
 
     run = run or _real_daemon()
@@ -250,6 +253,12 @@ def _say(message: str, surroundings: _Surroundings) -> None:
     if surroundings.log_file is not None:
         for line in message.splitlines():
             _log.info("%s", line)
+
+
+def _import_daemon() -> None:
+    """What takes long, and is for no other process of ours."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # or NumPy reserves memory for a thread per CPU
+    from trio_passt import daemon  # noqa: F401
 
 
 def _real_daemon() -> Run:

@@ -63,10 +63,14 @@ _PER_FAMILY = {
 }
 """Options that may be given once for each family, and what their values are."""
 
-_OPPOSITES = {"dhcp-dns": "no-dhcp-dns", "dhcp-search": "no-dhcp-search"}
-"""Names of a default, and what they take back."""
-
-_EXCLUSIVE = {"config-net": "no-config-net", "no-config-net": "config-net"}
+_OPPOSITES = {
+    "dhcp-dns": "no-dhcp-dns",
+    "no-dhcp-dns": "dhcp-dns",
+    "dhcp-search": "no-dhcp-search",
+    "no-dhcp-search": "dhcp-search",
+    "config-net": "no-config-net",
+    "no-config-net": "config-net",
+}
 """Flags of which the later one counts."""
 
 _DEFAULT_FLAGS = {Mode.VM: frozenset[str](), Mode.NAMESPACE: frozenset({"no-dhcp-dns", "no-dhcp-search"})}
@@ -164,11 +168,8 @@ def parse_options(
 
 
 def _collect_flag(collected: _Collected, key: str) -> None:
-    if key in _OPPOSITES:
-        collected.flags.discard(_OPPOSITES[key])
-    else:
-        collected.flags.discard(_EXCLUSIVE.get(key, ""))
-        collected.flags.add(key)
+    collected.flags.discard(_OPPOSITES.get(key, ""))
+    collected.flags.add(key)
 
 
 def _collect(collected: _Collected, key: str, value: str, directory: Path) -> None:

@@ -37,9 +37,9 @@ class _Rest:
         yield self._until
 
 
-async def rest(until: float) -> None:
-    """Wait, inside a life, until somebody rings, or Trio's clock shows `until`, or for nothing, which may happen."""
-    await _Rest(until)
+def rest(until: float) -> _Rest:
+    """To be awaited in a life: until somebody rings, or Trio's clock shows `until`, or for nothing, which may happen."""
+    return _Rest(until)
 
 
 def at_once(callback: Callable[[], None]) -> None:

@@ -15,8 +15,9 @@ Writing.  One `writev` a frame, in which the guest's kernel takes the frame thro
 So there is no queue that could be full.  What the guest's sockets have no room for its kernel drops, as any other's.
 Short of memory the kernel may refuse a frame; then the link is full for a moment.
 
-Ends.  The descriptor of a device that was deleted (or whose namespace is gone) reports an error, and nothing else.  An
-interface that is down takes nothing and gives nothing, but may come up again: meanwhile frames are dropped.
+Ends.  The descriptor of a device that was deleted reports an error, and nothing else.  (It keeps the namespace that it
+was opened in: that this is of no use any more has to be found out otherwise.)  An interface that is down takes nothing
+and gives nothing, but may come up again: meanwhile frames are dropped.
 """
 
 import errno
@@ -91,7 +92,8 @@ _GONE = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV})
 class TapLink:
     """The `Link` over the descriptor of a tap device, which it owns from now on.
 
-    Best with IFF_VNET_HDR: else it has no offloads.  Raises StartupError for a descriptor of anything else.
+    The device has IFF_NO_PI, and better IFF_VNET_HDR: without that there are no offloads.  Raises StartupError for a
+    descriptor of anything else.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -324,7 +326,8 @@ class TapLink:
         if self._descriptor < 0:
             return
         self._mark_closed("closed")
-        trio.lowlevel.notify_closing(self._descriptor)
+        with suppress(RuntimeError):  # outside of Trio nobody waits
+            trio.lowlevel.notify_closing(self._descriptor)
         self._descriptor = -1
         self._file.close()
 
@@ -335,8 +338,8 @@ def _has_header(descriptor: int) -> bool:
         _, flags = _IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size)))
     except OSError as error:
         raise StartupError(f"not a tap device: {error.strerror}") from error
-    if not flags & IFF_TAP or not flags & IFF_NO_PI:
-        raise StartupError(f"not a tap device without packet information: flags {flags:#x}")
+    if not flags & IFF_TAP:
+        raise StartupError("not a tap device, which has frames, but a tun device")
     return bool(flags & IFF_VNET_HDR)
 
 
@@ -372,5 +375,5 @@ def _capabilities(features: int) -> Capabilities:
 
 def _reason(error: OSError) -> str:
     if error.errno in _GONE:
-        return "its interface has been deleted, or its namespace with it"
+        return "its interface has been deleted"
     return f"the tap device failed: {error.strerror}"

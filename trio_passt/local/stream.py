@@ -103,14 +103,12 @@ class Stream:
         What goes wrong is found at the ends.
         """
         moved = 0
-        is_waiting = False
-        while not is_waiting and self.is_writable and not self.is_through:
+        while self.can_move():
             if self._pipe is not None or self._left:
                 moved += self._write()
             elif self._has_ended:
-                is_waiting = not self._pass_end_on()
-            elif not self.is_readable:
-                is_waiting = True
+                if not self._pass_end_on():
+                    break
             elif moved >= TURN_BYTES:
                 return moved, True
             else:

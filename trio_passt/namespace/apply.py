@@ -6,8 +6,8 @@ The interface comes up before its routes: the kernel has none by one that is dow
 itself, for that would not be usable before duplicate address detection has taken a second; the one that is planned is
 used at once, like all others: nobody else is on this link.
 
-What is there already is left as it is, and so is what others have: a route for the same destination with the same
-metric is one more.
+What is there already is left as it is, and so is what others have: where they have a route to the same destination with
+the same metric, ours comes after it (IPv4), or is none (IPv6: both would be one, of two ways that are taken by turns).
 """
 
 import errno
@@ -61,17 +61,22 @@ def apply(plan: Plan, interface: str) -> None:
         for route in plan.routes:
             if has_ipv6 or route.destination.version == 4:
                 what = f"add the route {_text(route)} by {interface}"
-                set_(what, netlink.route, "append", **_route(route, index))
+                verb = "append" if route.destination.version == 4 else "add"
+                set_(what, netlink.route, verb, **_route(route, index))
 
 
 _NO_LINK_LOCAL = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _IN6_ADDR_GEN_MODE_NONE)]})]}
 
 
 def _prepare_ipv6(plan: Plan, interface: str) -> bool:
-    """Whether the kernel has IPv6 at all.  If it is for us alone to set up, router advertisements have no say in it."""
+    """Whether the kernel has IPv6 at all.  If it is for us alone to set up, router advertisements have no say in it.
+
+    They never add an address: the kernel would prefer it, as the latest, to the one that is the host's, too.
+    """
     settings = Path("/proc/sys/net/ipv6/conf", interface)
     if plan.with_ipv6:
-        for name, value in (("disable_ipv6", "0"), ("accept_ra", "1" if plan.takes_advertisements else "0")):
+        accept_ra = "1" if plan.takes_advertisements else "0"
+        for name, value in (("disable_ipv6", "0"), ("autoconf", "0"), ("accept_ra", accept_ra)):
             with suppress(OSError):  # where /proc/sys may not be written, what follows tells whether that mattered
                 (settings / name).write_text(value, encoding="ascii")
     return settings.exists()

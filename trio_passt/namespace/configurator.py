@@ -15,10 +15,11 @@ from trio_passt.namespace.enter import Namespaces
 from trio_passt.namespace.passing import receive
 
 _MAC_BYTES = 6
+_MAX_ANSWER_BYTES = 65536
 
 
 class Configurator:
-    """It waits for `configure`."""
+    """It waits for `configure`, and then does so."""
 
     def __init__(self, config: Config) -> None:
         """Have it started.  Raises `StartupError`."""
@@ -34,11 +35,15 @@ class Configurator:
             raise StartupError(f"can't configure the namespace: {error.strerror}") from error
 
     def configure(self, namespaces: Namespaces, interface: str, mac: bytes) -> None:
-        """Have it do so, and wait until it has.  Raises `StartupError`."""
+        """Have it do so; `finish` tells whether it has."""
         descriptors = [namespaces.net] + ([namespaces.user] if namespaces.user is not None else [])
-        try:
+        with suppress(OSError):
             socket.send_fds(self._connection, [mac + os.fsencode(interface)], descriptors)
-            answer = self._connection.recv(65536)
+
+    def finish(self) -> None:
+        """Wait for its end.  Raises `StartupError`."""
+        try:
+            answer = self._connection.recv(_MAX_ANSWER_BYTES)
         except OSError:
             answer = b""
         if not answer:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from attrs import frozen
@@ -81,11 +82,18 @@ class OpenedNamespace:
         self._inside.close()
 
 
-def open_namespace(config: Config, *, umask: int | None = None, command_user: RunAs | None = None) -> OpenedNamespace:
+def open_namespace(
+    config: Config,
+    *,
+    umask: int | None = None,
+    command_user: RunAs | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> OpenedNamespace:
     """Make or join the namespace that `config.namespace` says, with its tap; before Trio runs, since this forks.
 
     The command waits for `start_command`.  It has `umask` for new files, and runs as `command_user` if who calls is
-    root and wants that, in the namespace as its root in any case.  Raises `StartupError`.
+    root and wants that, in the namespace as its root in any case.  When all processes have been forked, `meanwhile` is
+    called, for they take a moment.  Raises `StartupError`.
     """
     wanted = config.namespace
     assert wanted is not None
@@ -106,10 +114,14 @@ def open_namespace(config: Config, *, umask: int | None = None, command_user: Ru
             namespaces = find(wanted)
         begun.callback(namespaces.close)
         inside = Inside(Birth(namespaces, interface, wanted.mac, config.run_as))
+        failed.callback(os.close, inside.tap_fd)
+        failed.callback(inside.close)
         if configurator is not None:
-            failed.callback(os.close, inside.tap_fd)
-            failed.callback(inside.close)
             configurator.configure(namespaces, interface, inside.mac)
+        if meanwhile is not None:
+            meanwhile()
+        if configurator is not None:
+            configurator.finish()
         failed.pop_all()
     return OpenedNamespace(interface, inside, command, departs)
 

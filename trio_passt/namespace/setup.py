@@ -139,13 +139,20 @@ def _addresses(
     main = ip_interface((guest.address, guest.prefix_length))
     wished = any(one.address.version == version for one in config.wishes.addresses)
     if wished or not namespace.copies_addresses:
-        return [HostAddress(main), *(HostAddress(one) for one in guest.others)], True
+        return [_with_broadcast(one) for one in (main, *guest.others)], True
     host = [one for one in template.addresses if one.address.version == version]
     first = [one for one in host if one.address.ip == main.ip]
     if first and isinstance(guest, GuestIPv4) and config.wishes.netmask_bits is not None:
         first = []  # its mask is another than the host's
-    own = [*(first or [HostAddress(main)]), *(one for one in host if one.address.ip != main.ip)]
+    own = [*(first or [_with_broadcast(main)]), *(one for one in host if one.address.ip != main.ip)]
     return own, not (first and _copies_routes(version, config, namespace))
+
+
+def _with_broadcast(address: IPInterface) -> HostAddress:
+    """The last of a subnet, but of two addresses (RFC 3021)."""
+    if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
+        return HostAddress(address, broadcast=address.network.broadcast_address)
+    return HostAddress(address)
 
 
 def _copies_routes(version: int, config: Config, namespace: Namespace) -> bool:

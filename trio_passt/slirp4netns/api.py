@@ -17,7 +17,6 @@ when there are too many, the one that has been there for longest has to go.
 Forwarded ports lead to the guest, and a guest has one address here: any other `guest_addr` is refused.
 """
 
-import errno
 import json
 import logging
 import socket
@@ -33,6 +32,7 @@ from trio_passt.cli.ports import Where
 from trio_passt.config import PortForward, Protocol
 from trio_passt.errors import StartupError
 from trio_passt.host.port_ranges import ALL_PORTS
+from trio_passt.host.seldom import SeldomLog
 
 log = logging.getLogger("trio_passt.slirp4netns")
 
@@ -50,8 +50,6 @@ FIND_HOLDER_WITHIN_S = 0.1
 
 RETRY_ACCEPT_S = 0.1
 """Out of descriptors or memory, until others may be free."""
-
-_ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class BadRequestError(Exception):
@@ -188,6 +186,7 @@ async def serve(forwards: HostForwards, listening: socket.socket) -> None:
     """Answer whoever comes, until cancelled."""
     door = trio.socket.from_stdlib_socket(listening)
     present: dict[trio.CancelScope, None] = {}
+    refused = SeldomLog()
 
     async def answer(client: trio.socket.SocketType, visit: trio.CancelScope) -> None:
         with client, visit:
@@ -205,8 +204,8 @@ async def serve(forwards: HostForwards, listening: socket.socket) -> None:
             try:
                 client, _ = await door.accept()
             except OSError as error:
-                if error.errno in _ACCEPT_LATER:
-                    await trio.sleep(RETRY_ACCEPT_S)
+                refused.warn(log, "can't accept a client at the API socket: %s", error.strerror)
+                await trio.sleep(RETRY_ACCEPT_S)
                 continue
             if len(present) >= CLIENTS:
                 oldest = next(iter(present))

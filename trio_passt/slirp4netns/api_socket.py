@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trio_passt.errors import StartupError
 
-BACKLOG = 64
+BACKLOG = 256
 
 
 class ApiSocket:

@@ -126,7 +126,7 @@ class TcpFlow:
     def outbound(cls, session: Session, key: FlowKey, syn: TcpSegment, destination: Endpoint) -> "TcpFlow":
         """A connection that the guest opens with `syn`, to be connected to `destination` by the host."""
         flow = cls(session, key)
-        flow._syn = syn._replace(payload=b"")  # a view, even an empty one, would hold the memory of a whole batch
+        flow._syn = _without_data(syn)
         flow._destination = destination
         flow._reset_numbers = (0, seq.add(syn.seq, syn.sequence_length))
         return flow
@@ -251,6 +251,7 @@ class TcpFlow:
         self._watch(host)
         if sockets.is_connected(host, self._destination):
             self._peer_is_near = True
+            self._host_events = readiness.WRITABLE  # which is no news when it is reported
             return host
         deadline = trio.current_time() + timeouts.CONNECT_S
         while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
@@ -282,7 +283,7 @@ class TcpFlow:
                 if segment.seq == self._reset_numbers[1]:
                     raise GuestReset
             elif segment.flags & tcp.SYN and not segment.flags & tcp.ACK:
-                self._syn = segment._replace(payload=b"")
+                self._syn = _without_data(segment)
                 self._reset_numbers = (0, seq.add(segment.seq, 1))
 
     async def _shake_hands(self, flags: int, guest_syn: TcpSegment | None) -> TcpSegment:
@@ -405,3 +406,8 @@ class TcpFlow:
         """After an internal error: a reset to the guest, if the link takes it now."""
         self._send_reset()
         self._output.close()
+
+
+def _without_data(syn: TcpSegment) -> TcpSegment:
+    """To be kept: a view, even an empty one, would hold the memory of a whole batch."""
+    return syn if syn.payload == b"" and isinstance(syn.payload, bytes) else syn._replace(payload=b"")

@@ -3,6 +3,7 @@
 What is sent when, and how long it is waited for, is told in `flow`.
 """
 
+import functools
 import struct
 from hashlib import blake2s
 
@@ -61,7 +62,11 @@ def offer(link_mtu_bytes: int, address_bytes: int, guest_options: TcpOptions | N
     A window scale is put into a SYN-ACK only if the SYN had one (RFC 7323 section 2.2).
     """
     scaling = guest_options is None or guest_options.window_scale is not None
-    mss = link_mss(link_mtu_bytes, address_bytes)
+    return _offer(link_mss(link_mtu_bytes, address_bytes), scaling)
+
+
+@functools.cache  # there are few, and each is offered again and again
+def _offer(mss: int, scaling: bool) -> bytes:
     return tcp.emit_options(TcpOptions(mss, WINDOW_SCALE if scaling else None))
 
 

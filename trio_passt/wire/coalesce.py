@@ -13,8 +13,8 @@ saved.  From so many on that its fixed part pays, `bulk` looks at all headers of
 Datagrams of UDP are not joined to one another, but those of one flow come together, as views, to be sent together.
 
 What is joined is exactly what the frame-by-frame path would have given: a run of data is the concatenation; of a run of
-acknowledgements the last one counts, and it is followed by `duplicates` exact copies of it.  A FIN stays alone.
-Everything that is not plain, or not right, is left as the frame that it came in: options, SYN, RST, fragments, wrong
+acknowledgements the last one counts, and it is followed by `duplicates` exact copies of it.  FIN and SYN stay alone.
+Everything that is not plain, or not right, is left as the frame that it came in: options, RST, fragments, wrong
 checksums.  If its sender had left work on it to the link, that is done now (`finish`): it becomes the frame, or frames,
 that it stands for.  If that can't be done, what is wrong with it takes its place.
 
@@ -55,8 +55,11 @@ def coalesce(batch: FrameBatch) -> list[Item]:
 
 def _one_by_one(batch: FrameBatch) -> list[Item]:
     offloads = batch.offloads
-    if len(batch) == 1 and offloads is None:
-        return list(batch)
+    if len(batch) == 1:
+        if offloads is None:
+            return list(batch)
+        if (alone := plain.parse(next(iter(batch)), offloads[0])) is not None:
+            return [JoinedSegments(*alone)]
     items: list[memoryview | _Run | JoinedDatagrams | MalformedPacket] = []
     runs: dict[Ends, _Run] = {}
     datagrams: dict[Ends, JoinedDatagrams] = {}
@@ -75,7 +78,7 @@ def _one_by_one(batch: FrameBatch) -> list[Item]:
             continue
         mac, ends, segment = parsed
         run = runs.get(ends)
-        if segment.flags & tcp.FIN:
+        if segment.flags & (tcp.FIN | tcp.SYN):
             runs.pop(ends, None)
             items.append(_Run(mac, ends, segment))
         elif run is None or not run.takes(mac, segment):

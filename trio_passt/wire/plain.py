@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 Nearly every frame of a busy guest is TCP in a whole IP packet, without options, with ACK and perhaps PSH or FIN.  Such
 a frame has its fields at fixed places, so one `unpack` reads them all, and two sums verify the checksums.  It is what
-Van Jacobson's header prediction is to a kernel: not another protocol, only a shorter way for what is expected.
+Van Jacobson's header prediction is to a kernel: not another protocol, only a shorter way for what is expected.  A guest
+that opens many connections is busy, too: a SYN without data, whose options come last, is as plain.
 
 A plain UDP datagram is one in a whole packet of its own, not for one of the services that are answered here.
 
@@ -20,10 +21,11 @@ import struct
 
 from trio_passt.wire import ethernet, ipv4, tcp, udp
 from trio_passt.wire.checksum import NUMPY_FROM_BYTES, sum_of
+from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EtherType
 from trio_passt.wire.frames import MOST_DATAGRAMS, Offload, Segmentation
 from trio_passt.wire.ip import IPProtocol
-from trio_passt.wire.tcp import ACK, FIN, PSH, TcpSegment
+from trio_passt.wire.tcp import ACK, FIN, PSH, SYN, TcpOptions, TcpSegment
 
 Ends = tuple[bytes, int, bytes, int]
 """Packed source address, source port, packed destination address, destination port."""
@@ -46,6 +48,8 @@ _ETHERTYPE_IPV6 = int(EtherType.IPV6)
 _NO_OPTIONS = tcp.HEADER_BYTES << 2
 _OFFSET_AND_MORE_FRAGMENTS = 0x3FFF
 _PSH_AND_FIN = PSH | FIN
+_FLAGS = 0x3F
+"""Without those of ECN, which mean nothing to anybody here."""
 
 DHCP_SERVER_PORT, DHCPV6_SERVER_PORT = 67, 547
 """Datagrams to these are looked at more closely: they may be for us."""
@@ -68,10 +72,16 @@ def _parse_ipv4(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends
     mac, _, start, total, fragment, source, destination = fields[:7]
     source_port, destination_port, seq, ack, offset, flags, window = fields[7:]
     stop = _IPV4.size - 40 + total
+    options = tcp.NO_OPTIONS
+    if flags & _FLAGS == SYN:
+        opening = _options_of_opening(frame, _IPV4.size, stop, offset)
+        if opening is None:
+            return None
+        options, flags = opening, SYN
+    elif offset != _NO_OPTIONS or flags & ~_PSH_AND_FIN != ACK:
+        return None
     if (
-        offset != _NO_OPTIONS
-        or flags & ~_PSH_AND_FIN != ACK
-        or start >> 8 != 0x45
+        start >> 8 != 0x45
         or fragment & _OFFSET_AND_MORE_FRAGMENTS
         or not _IPV4.size <= stop <= len(frame)
         or int.from_bytes(frame[14:34], "big") % 65535
@@ -82,6 +92,9 @@ def _parse_ipv4(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends
         )
     ):
         return None
+    if flags == SYN:
+        segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, b"", options)
+        return mac, (source, source_port, destination, destination_port), segment
     payload = frame[_IPV4.size : stop] if stop > _IPV4.size else b""  # a view, even an empty one, holds its memory
     if offload is None or not offload.segment_bytes:
         segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
@@ -96,10 +109,16 @@ def _parse_ipv6(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends
     mac, ethertype, start, length, source, destination = fields[:6]
     source_port, destination_port, seq, ack, offset, flags, window = fields[6:]
     stop = _IPV6.size - 20 + length
+    options = tcp.NO_OPTIONS
+    if flags & _FLAGS == SYN:
+        opening = _options_of_opening(frame, _IPV6.size, stop, offset)
+        if opening is None:
+            return None
+        options, flags = opening, SYN
+    elif offset != _NO_OPTIONS or flags & ~_PSH_AND_FIN != ACK:
+        return None
     if (
-        offset != _NO_OPTIONS
-        or flags & ~_PSH_AND_FIN != ACK
-        or start >> 4 != 6
+        start >> 4 != 6
         or ethertype != _ETHERTYPE_IPV6
         or not _IPV6.size <= stop <= len(frame)
         or not (
@@ -109,6 +128,9 @@ def _parse_ipv6(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends
         )
     ):
         return None
+    if flags == SYN:
+        segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, b"", options)
+        return mac, (source, source_port, destination, destination_port), segment
     payload = frame[_IPV6.size : stop] if stop > _IPV6.size else b""
     if offload is None or not offload.segment_bytes:
         segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload)
@@ -116,6 +138,16 @@ def _parse_ipv6(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends
         frames = _segments_in(len(payload), offload.segment_bytes)
         segment = TcpSegment(source_port, destination_port, seq, ack, flags, window, payload, tcp.NO_OPTIONS, frames)
     return mac, (source, source_port, destination, destination_port), segment
+
+
+def _options_of_opening(frame: memoryview, options_at: int, stop: int, offset: int) -> TcpOptions | None:
+    """Of a SYN that ends with its header at `stop`; `None` if it does not, or has options that are not right."""
+    if options_at + (offset >> 4) * 4 - tcp.HEADER_BYTES != stop or stop > len(frame):
+        return None
+    try:
+        return tcp.parse_options(frame[options_at:stop])
+    except MalformedPacket:
+        return None
 
 
 def _segments_in(payload_bytes: int, segment_bytes: int) -> int:

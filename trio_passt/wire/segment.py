@@ -15,7 +15,9 @@ into one `sendmsg`.  Either way the bytes are the same as if each segment were m
 The IPv4 identification is 0 throughout: with DF set it means nothing (RFC 6864 section 4).
 """
 
+import functools
 import struct
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,35 @@ COPY_BELOW_MSS = 4096
 
 TSO_PAYLOAD_BYTES = 65535 - 40
 """Payload of the largest frame handed to a link that segments by itself: the IP length field is the limit."""
+
+
+class _Same(NamedTuple):
+    """What all connections between the same addresses have in common: pieces of the headers, and sums."""
+
+    before_length: bytes
+    after_length: bytes
+    after_checksum: bytes
+    ip_sum: int
+    pseudo_sum: int
+    offload: Offload
+
+
+@functools.lru_cache(maxsize=256)
+def _same_between(host_mac: bytes, guest_mac: bytes, source: bytes, destination: bytes) -> _Same:
+    """Guests open many connections to few addresses."""
+    pseudo_sum = checksum.pseudo_header_sum(source, destination, IPProtocol.TCP, 0)
+    if len(source) == 4:
+        header = ipv4.emit(ipv4.IPv4Header(source, destination, IPProtocol.TCP), 0)
+        before_length = emit_ethernet(EthernetHeader(guest_mac, host_mac, EtherType.IPV4)) + header[:2]
+        after_length, after_checksum = header[4:10], header[12:]
+        ip_sum = checksum.sum_of(header[:2] + bytes(2) + after_length + bytes(2) + after_checksum)
+    else:
+        header = ipv6.emit(ipv6.IPv6Header(source, destination, IPProtocol.TCP), 0)
+        before_length = emit_ethernet(EthernetHeader(guest_mac, host_mac, EtherType.IPV6)) + header[:4]
+        after_length, after_checksum, ip_sum = header[6:], b"", 0
+    tcp_at = ETHERNET_BYTES + len(header)
+    offload = Offload(tcp_at, 16, tcp_at + tcp.HEADER_BYTES)
+    return _Same(before_length, after_length, after_checksum, ip_sum, pseudo_sum, offload)
 
 
 class TcpHeaders:
@@ -79,24 +110,15 @@ class TcpHeaders:
         self._is_ipv4 = len(source) == 4
         self._cuts = capabilities.tso4 if self._is_ipv4 else capabilities.tso6
         ports = struct.pack("!HH", source_port, destination_port)
+        same = _same_between(host_mac, guest_mac, source, destination)
+        self._before_length, self._ip_sum, self._pseudo_sum = same.before_length, same.ip_sum, same.pseudo_sum
         if self._is_ipv4:
-            ip_header = ipv4.emit(ipv4.IPv4Header(source, destination, IPProtocol.TCP), 0)
-            ethernet = emit_ethernet(EthernetHeader(guest_mac, host_mac, EtherType.IPV4))
-            self._before_length = ethernet + ip_header[:2]
-            self._after_length = ip_header[4:10]
-            self._after_checksum = ip_header[12:] + ports
-            self._ip_sum = checksum.sum_of(ip_header[:2] + bytes(2) + ip_header[4:10] + bytes(2) + ip_header[12:])
+            self._after_length, self._after_checksum = same.after_length, same.after_checksum + ports
         else:
-            ip_header = ipv6.emit(ipv6.IPv6Header(source, destination, IPProtocol.TCP), 0)
-            ethernet = emit_ethernet(EthernetHeader(guest_mac, host_mac, EtherType.IPV6))
-            self._before_length = ethernet + ip_header[:4]
-            self._after_length = ip_header[6:] + ports
-            self._after_checksum = b""
-            self._ip_sum = 0
-        self._tcp_at = ETHERNET_BYTES + len(ip_header)
-        self.header_bytes = self._tcp_at + tcp.HEADER_BYTES
-        self._offload = self._segmented = Offload(self._tcp_at, 16, self.header_bytes)
-        self._pseudo_sum = checksum.pseudo_header_sum(source, destination, IPProtocol.TCP, 0)
+            self._after_length, self._after_checksum = same.after_length + ports, b""
+        self._tcp_at = same.offload.checksum_start
+        self.header_bytes = same.offload.header_bytes
+        self._offload = self._segmented = same.offload
         self._tcp_sum = self._pseudo_sum + checksum.sum_of(ports)
 
     def segment(

@@ -11,6 +11,7 @@ from tests.bench.cells import (
     PASST,
     PASTA,
     PROGRAMS,
+    SHORT,
     SLIRP,
     Attachment,
     Bulk,
@@ -70,6 +71,12 @@ def test_only_what_is_measured_is_started() -> None:
     for turn in Plan(ALL, PROGRAMS, rounds=1, seconds=2.0).turns():
         expected = set(turn.attachment.programs) - ({FLOOR} if turn.mtu_bytes != 65520 else set())
         assert {name for name in PROGRAMS if turn.uses(name)} == expected
+
+
+def test_a_smoke_test_measures_only_ours_of_a_namespace() -> None:
+    for turn in Plan(SHORT, PROGRAMS, rounds=1, seconds=0.5, is_smoke_test=True).turns():
+        used = {name for name in PROGRAMS if turn.uses(name)}
+        assert used == {OURS_PASTA} if turn.attachment is Attachment.NAMESPACE else used >= {OURS, PASST, SLIRP}
 
 
 def test_progress_is_a_line_for_each_cell() -> None:

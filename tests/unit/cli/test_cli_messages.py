@@ -219,21 +219,25 @@ def said(*words: str, network: GuestNetwork | None = None) -> list[str]:
 
 
 def test_of_a_namespace_it_is_short() -> None:
-    assert said("--config-net") == [
-        "the namespace gets",
-        "    Link     tap0, set up",
-        "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (from eth0)",
-        "    IPv6     2001:db8::2/64, gateway fe80::1 (from wlan0)",
-        "    MTU      65520",
-        "Ports of this host that are forwarded to it: TCP auto, UDP auto",
-        "Ports of this host at its loopback: TCP auto, UDP auto",
-        "Addresses at which it reaches this host: 192.0.2.1 -> 127.0.0.1, fe80::1 -> ::1",
-    ]
+    assert (
+        said()
+        == said("--config-net")
+        == [
+            "the namespace gets",
+            "    Link     tap0, set up",
+            "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (from eth0)",
+            "    IPv6     2001:db8::2/64, gateway fe80::1 (from wlan0)",
+            "    MTU      65520",
+            "Ports of this host that are forwarded to it: TCP auto, UDP auto",
+            "Ports of this host at its loopback: TCP auto, UDP auto",
+            "Addresses at which it reaches this host: 192.0.2.1 -> 127.0.0.1, fe80::1 -> ::1",
+        ]
+    )
 
 
 def test_of_a_namespace_that_has_to_ask() -> None:
     resolvers = Resolvers((IPv4Address("192.0.2.53"),))
-    lines = said("--dhcp-dns", network=GuestNetwork(GUEST_4, resolvers=resolvers))
+    lines = said("--no-config-net", "--dhcp-dns", network=GuestNetwork(GUEST_4, resolvers=resolvers))
     assert lines[1:4] == [
         "    Link     tap0",
         "    IPv4     192.0.2.2/24 (mask 255.255.255.0), gateway 192.0.2.1 (from eth0)",

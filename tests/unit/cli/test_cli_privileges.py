@@ -169,6 +169,37 @@ def test_there_is_no_way_back() -> None:
     assert reason == f"can't go on as user 0, group 0: Operation not permitted ({needs})"
 
 
+NET_BIND_SERVICE = "0000000000000400"
+
+
+@only_root
+def test_one_who_binds_ports_later_may_still_bind_low_ones() -> None:
+    def change() -> tuple[dict[str, list[str]], str]:
+        become(RunAs(61124, 61125), binds_later=True)
+        with pytest.raises(StartupError) as caught:
+            become(RunAs(0, 0))
+        return status(), str(caught.value)
+
+    said, reason = apart.in_child(change)
+    expected = NO_CAPABILITIES | {"CapPrm": [NET_BIND_SERVICE], "CapEff": [NET_BIND_SERVICE], "NoNewPrivs": ["1"]}
+    assert said == said | expected | {"Uid": ["61124"] * 4}
+    assert reason.startswith("can't go on as user 0")
+
+
+@only_root
+@pytest.mark.parametrize("had_it", [True, False])
+def test_it_is_kept_only_if_it_was_there(had_it: bool) -> None:
+    def change() -> dict[str, list[str]]:
+        if not had_it:
+            privileges.give_up_capabilities()
+        privileges.give_up_capabilities(but_binding=True)
+        return status()
+
+    said = apart.in_child(change)
+    left = {name: [NET_BIND_SERVICE] for name in ("CapPrm", "CapEff") if had_it}
+    assert said == said | NO_CAPABILITIES | left
+
+
 @only_root
 def test_capabilities_of_one_who_was_not_root_go_as_well() -> None:
     """The kernel takes them from root only: here they are ambient ones of an ordinary user."""

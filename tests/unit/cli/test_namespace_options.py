@@ -1,8 +1,12 @@
 """argv of `trio-pasta` → `Options`: which namespace, ports both ways, and what its callers say, word for word."""
 
 import contextlib
+import os
+import subprocess
+import sys
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -52,6 +56,16 @@ def spare(protocol: Protocol, first: int, last: int, address: str | None = None)
     return PortForward(protocol, first, last, first, bind, binding=Binding.SPARE)
 
 
+def new(**values: Any) -> Namespace:
+    """One that is made for a command, which is online then."""
+    return Namespace(configures=True, takes_advertisements=True, **values)
+
+
+def joined(**values: Any) -> Namespace:
+    """One that is there: what becomes of its network is its own to decide."""
+    return Namespace(takes_advertisements=True, **values)
+
+
 ALL = (spare(TCP, 1, 65535), spare(UDP, 1, 65535))
 
 
@@ -75,47 +89,91 @@ def test_the_name_says_what_it_is(path: str, mode: Mode) -> None:
     assert mode_of(path) is mode
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "status", "said"),
+    [
+        ("passt", ["-I", "x"], 1, "trio-passt: invalid option -- 'I'\n"),
+        ("pasta.avx2", ["-s", "x"], 1, "trio-pasta: invalid option -- 's'\n"),
+        ("pasta", ["--bogus=1", "ls"], 1, "trio-pasta: unrecognized option '--bogus=1'\n"),
+        ("pasta", ["-h"], 0, "Usage: trio-pasta [OPTION]... [COMMAND [ARG]...]\n"),
+        ("slirp4netns", ["--bogus"], 1, "trio-slirp4netns: unrecognized option '--bogus'\n"),
+        ("slirp4netns", ["-v"], 0, "slirp4netns version 1.2.0\n"),
+    ],
+)
+def test_a_program_that_is_called_so(tmp_path: Path, name: str, words: list[str], status: int, said: str) -> None:
+    """By whichever path, as a link or a copy."""
+    (tmp_path / "program").write_text("import sys\nfrom trio_passt.__main__ import run\nsys.exit(run())\n")
+    (tmp_path / name).symlink_to("program")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(tmp_path / name), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert (done.stderr if status else done.stdout).startswith(said)
+    assert not (done.stdout if status else done.stderr)
+
+
 # -- which namespace --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), Namespace()),
-        (("--",), Namespace()),
-        (("ls",), Namespace(command=("ls",))),
-        (("ls", "-f", "--netns", "x"), Namespace(command=("ls", "-f", "--netns", "x"))),
-        (("--config-net", "--", "curl", "--", "-x"), Namespace(command=("curl", "--", "-x"), configures=True)),
-        (("1",), Namespace(pid=1)),
-        (("--", "4194304"), Namespace(pid=4194304)),
-        (("12", "34"), Namespace(command=("12", "34"))),
-        (("./12",), Namespace(command=("./12",))),
-        (("12a",), Namespace(command=("12a",))),
-        (("\u0661\u0662",), Namespace(command=("\u0661\u0662",))),
-        (("",), Namespace(command=("",))),
-        (("--netns", "blue"), Namespace(path=Path("/run/netns/blue"))),
-        (("--netns=/proc/7/ns/net",), Namespace(path=Path("/proc/7/ns/net"))),
-        (("--netns", "./blue"), Namespace(path=HERE / "blue")),
-        (("--netns", "x/blue"), Namespace(path=HERE / "x/blue")),
-        (("--netns=123",), Namespace(path=Path("/run/netns/123"))),
-        (("--netns=a", "--netns=b"), Namespace(path=Path("/run/netns/b"))),
-        (("--userns", "u", "--netns=a"), Namespace(path=Path("/run/netns/a"), user_path=HERE / "u")),
-        (("--userns=/u", "17"), Namespace(pid=17, user_path=Path("/u"))),
-        (("--netns-only", "17"), Namespace(pid=17, joins_user=False)),
-        (("--netns-only", "ls"), Namespace(command=("ls",), joins_user=False)),
-        (("--no-netns-quit", "17"), Namespace(pid=17, quits=False)),
-        (("-I", "fifteen-letters"), Namespace(interface="fifteen-letters")),
-        (("--ns-ifname=tap0",), Namespace(interface="tap0")),
-        (("--ns-mac-addr", "02:00:00:00:00:0A"), Namespace(mac=b"\x02\0\0\0\0\x0a")),
-        (("--config-net", "--no-dhcp"), Namespace(configures=True)),
-        (("--no-copy-routes",), Namespace(copies_routes=False)),
-        (("--no-copy-addrs",), Namespace(copies_addresses=False)),
-        (("--no-splice",), Namespace(splices=False)),
-        (("--host-lo-to-ns-lo",), Namespace(loopback_to_loopback=True)),
+        ((), new()),
+        (("--",), new()),
+        (("ls",), new(command=("ls",))),
+        (("ls", "-f", "--netns", "x"), new(command=("ls", "-f", "--netns", "x"))),
+        (("-q", "--", "curl", "--", "-x"), new(command=("curl", "--", "-x"))),
+        (("1",), joined(pid=1)),
+        (("--", "4194304"), joined(pid=4194304)),
+        (("12", "34"), new(command=("12", "34"))),
+        (("./12",), new(command=("./12",))),
+        (("12a",), new(command=("12a",))),
+        (("\u0661\u0662",), new(command=("\u0661\u0662",))),
+        (("",), new(command=("",))),
+        (("--netns", "blue"), joined(path=Path("/run/netns/blue"))),
+        (("--netns=/proc/7/ns/net",), joined(path=Path("/proc/7/ns/net"))),
+        (("--netns", "./blue"), joined(path=HERE / "blue")),
+        (("--netns", "x/blue"), joined(path=HERE / "x/blue")),
+        (("--netns=123",), joined(path=Path("/run/netns/123"))),
+        (("--netns=a", "--netns=b"), joined(path=Path("/run/netns/b"))),
+        (("--userns", "u", "--netns=a"), joined(path=Path("/run/netns/a"), user_path=HERE / "u")),
+        (("--userns=/u", "17"), joined(pid=17, user_path=Path("/u"))),
+        (("--netns-only", "17"), joined(pid=17, joins_user=False)),
+        (("--netns-only", "ls"), new(command=("ls",), joins_user=False)),
+        (("--no-netns-quit", "17"), joined(pid=17, quits=False)),
+        (("-I", "fifteen-letters"), new(interface="fifteen-letters")),
+        (("--ns-ifname=tap0",), new(interface="tap0")),
+        (("--ns-mac-addr", "02:00:00:00:00:0A"), new(mac=b"\x02\0\0\0\0\x0a")),
+        (("--no-copy-routes",), new(copies_routes=False)),
+        (("--no-copy-addrs",), new(copies_addresses=False)),
+        (("--no-splice",), new(splices=False)),
+        (("--host-lo-to-ns-lo",), new(loopback_to_loopback=True)),
     ],
 )
 def test_which_namespace_and_what_becomes_of_it(words: tuple[str, ...], expected: Namespace) -> None:
     assert namespace(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "configures", "takes_advertisements"),
+    [
+        ((), True, True),
+        (("--no-dhcp", "ls"), True, True),
+        (("--config-net", "ls"), True, False),
+        (("--no-config-net", "ls"), False, True),
+        (("--no-config-net", "--config-net"), True, False),
+        (("--config-net", "--no-config-net"), False, True),
+        (("17",), False, True),
+        (("--netns=x",), False, True),
+        (("--config-net", "17"), True, False),
+        (("--config-net", "--netns=x", "--no-dhcp"), True, False),
+        (("--no-config-net", "17"), False, True),
+    ],
+)
+def test_who_is_set_up(words: tuple[str, ...], configures: bool, takes_advertisements: bool) -> None:
+    """What is new, for that is online at once then; and who wants to be, which is all that there is then."""
+    found = namespace(*words)
+    assert (found.configures, found.takes_advertisements) == (configures, takes_advertisements)
 
 
 @pytest.mark.parametrize("words", [(), ("ls",), ("-q", "ls", "-l")])
@@ -239,7 +297,7 @@ def test_ports_are_bound_later_only_if_something_says_so() -> None:
 
 def test_it_reaches_the_configuration() -> None:
     config = configured("-T", "80", "-I", "tap7", "17")
-    assert config.namespace == Namespace(pid=17, interface="tap7")
+    assert config.namespace == joined(pid=17, interface="tap7")
     assert config.forwards_to_host == (PortForward(TCP, 80, 80, 80),)
     assert config.automatic == AutomaticPorts(ALL, ALL[1:])
     assert "automatic.to_guest[0].first = 1" in str(config).splitlines()
@@ -313,7 +371,7 @@ def test_rootlesskit_with_a_tap_of_its_own() -> None:
     )
     options = parsed(*words.split())
     assert options.foreground
-    assert options.namespace == Namespace(pid=4711, interface="tap0")
+    assert options.namespace == joined(pid=4711, interface="tap0")
     services = options.wishes.services
     assert (services.dhcp, services.router_advertisements, services.dhcpv6) == (False, False, True)
     assert options.automatic.to_guest == ALL
@@ -351,5 +409,5 @@ def test_a_command_is_taken_as_it_is(command: list[str]) -> None:
 
 @given(st.integers(1, 4194304))
 def test_a_process(pid: int) -> None:
-    assert namespace(str(pid)) == Namespace(pid=pid)
+    assert namespace(str(pid)) == joined(pid=pid)
     assert not namespace(str(pid)).is_new

@@ -38,7 +38,7 @@ def joined(namespaces: Namespaces) -> int:
         try:
             namespaces.join()
         except StartupError as error:
-            print(error, flush=True)
+            os.write(1, str(error).encode())
             return 1
         return 0 if inode("/proc/self/ns/net") == net else 2
 
@@ -66,7 +66,7 @@ def test_process() -> None:
 
 def test_owner_is_joined_even_if_the_process_is_further_down() -> None:
     """A process may have made a user namespace, but no network, after it had come to its network."""
-    with sleeping("--user", "--net", "unshare", "--user") as pid:
+    with sleeping("--user", "--map-root-user", "--net", "unshare", "--user") as pid:
         found = find(Namespace(pid=pid))
         assert found.user is not None
         assert os.fstat(found.user).st_ino != inode(f"/proc/{pid}/ns/user")

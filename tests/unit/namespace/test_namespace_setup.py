@@ -160,6 +160,14 @@ def test_only_the_main_address() -> None:
     )
 
 
+def test_broadcast_address() -> None:
+    """Of what is not copied; that of an address of the host's is the host's."""
+    for bits, broadcast in ((24, IPv4Address("192.0.2.255")), (31, None), (32, None)):
+        made = planned(ipv4=evolve(IPV4, prefix_length=bits), copies_addresses=False)
+        assert made.addresses[0].of.broadcast == broadcast
+    assert planned().addresses[0].of.broadcast is None
+
+
 def test_source_address_that_is_not_copied_is_none() -> None:
     source = IPv4Address("198.51.100.7")
     template = evolve(ETH0, routes=(route("default", "192.0.2.1", source=source), *ETH0.routes[1:]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -402,6 +403,27 @@ async def test_a_bug_is_one_clients_problem(
         assert await asked(path, add(proto="tcp", host_port=80, guest_port=80)) == b""
         assert await asked(path, LIST) == NOTHING
     assert "internal error at the API socket; please report this" in caplog.messages
+
+
+async def test_out_of_descriptors_a_client_waits(
+    tmp_path: Path, ports: FakePorts, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path / "api", ports) as path:
+        client = trio.socket.socket(socket.AF_UNIX)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        next_one = os.dup(0)
+        os.close(next_one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_one, limits[1]))
+        try:
+            await client.connect(str(path))
+            await client.send(LIST)
+            await trio.testing.wait_all_tasks_blocked()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with trio.fail_after(5):
+            assert await client.recv(100) == NOTHING
+        client.close()
+        assert caplog.messages == ["can't accept a client at the API socket: Too many open files"]
 
 
 async def test_descriptors_of_clients_are_given_back(tmp_path: Path, ports: FakePorts) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -322,3 +324,11 @@ def test_nobody_reads_that_it_is_ready(caplog: pytest.LogCaptureFixture) -> None
     os.close(read_fd)
     tell_ready(write_fd)
     assert [record.getMessage() for record in caplog.records] == [f"can't write to --ready-fd {write_fd}: Broken pipe"]
+
+
+def test_standard_output_may_be_where_it_is_told() -> None:
+    """It is at an end after that, as far as anybody can see."""
+    script = "import os; from trio_passt.slirp4netns.main import tell_ready; tell_ready(1); os.write(1, b'more')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"1", b"")

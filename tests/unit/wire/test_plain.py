@@ -14,7 +14,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from trio_passt.wire import ethernet, ip, ipv4, ipv6, plain, tcp
+from trio_passt.wire import checksum, ethernet, ip, ipv4, ipv6, plain, tcp
 from trio_passt.wire.checksum import NUMPY_FROM_BYTES
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ethernet import EthernetHeader, EtherType
@@ -144,9 +144,10 @@ def test_plain_segments_are_found(what: Made) -> None:
 @moderately
 @given(made, st.integers(0, 0xFF))
 def test_flags_other_than_ack_and_psh_are_for_the_layers(what: Made, flags: int) -> None:
-    """ECN's bits (RFC 3168 section 6.1) among them."""
+    """ECN's bits (RFC 3168 section 6.1) among them.  For a SYN see below."""
     found = check(evolve(what, flags=flags).frame)
-    assert (found is not None) == (flags & ~(PSH | FIN) == ACK)
+    is_opening = flags & 0x3F == SYN and not what.payload
+    assert (found is not None) == (flags & ~(PSH | FIN) == ACK or is_opening)
 
 
 @pytest.mark.parametrize(
@@ -323,3 +324,36 @@ def test_shortest_frames(version: int) -> None:
     frame = Made(version).frame
     assert len(frame) == HEADERS_BYTES[version]
     assert check(frame) is not None
+
+
+options_of_openings = st.builds(
+    TcpOptions, st.none() | st.integers(0, 65535), st.none() | st.integers(0, tcp.MAX_WINDOW_SCALE)
+)
+
+
+@moderately
+@given(made, options_of_openings, st.sampled_from([0, 0x40, 0x80, 0xC0]))
+def test_openings_are_found(what: Made, options: TcpOptions, ecn: int) -> None:
+    """With what ECN puts into them (RFC 3168 section 6.1.1), which means nothing here; not those with data."""
+    found = check(evolve(what, flags=SYN | ecn, options=options).frame)
+    if what.payload:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found[2].flags, found[2].options, found[2].seq) == (SYN, options, what.seq)
+
+
+@moderately
+@given(st.sampled_from([4, 6]), st.binary(max_size=40), st.integers(0, 15))
+def test_any_options_of_an_opening_are_found_as_they_are_or_not_at_all(version: int, data: bytes, words: int) -> None:
+    source, destination = PACKED[version]
+    options = data[: len(data) & ~3]
+    packet = tcp.emit(source, destination, TcpSegment(1, 2, 3, 0, SYN, 500)) + options
+    packet = packet[:12] + bytes([words << 4]) + packet[13:16] + bytes(2) + packet[18:]
+    total = checksum.pseudo_header_sum(source, destination, IPProtocol.TCP, len(packet)) + checksum.sum_of(packet)
+    packet = packet[:16] + checksum.finish(total).to_bytes(2, "big") + packet[18:]
+    ethertype = EtherType.IPV4 if version == 4 else EtherType.IPV6
+    frame = ethernet.emit(EthernetHeader(HOST_MAC, GUEST_MAC, ethertype))
+    found = check(frame + ip.emit_packet(source, destination, IPProtocol.TCP, packet))
+    if words != 5 + len(options) // 4:
+        assert found is None
