@@ -128,7 +128,8 @@ class Dispatcher:
 
     def _take_frame(self, frame: memoryview) -> None:
         if (expected := plain.parse(frame)) is not None:
-            self._take_joined(JoinedSegments(*expected))
+            if not self._take_plain(*expected):
+                self._take_joined(JoinedSegments(*expected))
             return
         if (datagram := plain.parse_datagram(frame)) is not None:
             mac, ends, hop_limit, payload, packet = datagram

@@ -26,10 +26,8 @@ SET_UP = """
 set -e
 mount --make-rprivate /
 mount -t overlay -o "lowerdir=$1:/usr" overlay /usr
-for file in passwd group subuid subgid; do
-    [ -e /etc/$file ] || : >/etc/$file
-    mount --bind "$2/etc/$file" /etc/$file
-done
+cat /etc/resolv.conf >"$2/etc/resolv.conf"
+mount -t overlay -o "lowerdir=$2/etc:/etc" overlay /etc
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -m 700 /run/user

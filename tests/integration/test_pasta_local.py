@@ -169,7 +169,7 @@ class TestNamed:
     def test_tcp(self, direction: tuple[Place, int, Place, str, int, str], family: int) -> None:
         """Question, answer; a large one both ways at once, byte for byte; and each end by itself."""
         here, port, there, address, target, seen = direction
-        data = [random.Random(number).randbytes(30_000_000) for number in range(2)]
+        data = [random.Random(number).randbytes(10_000_000) for number in range(2)]
         with ExitStack() as opened:
             listener = opened.enter_context(there.serves(address, target))
             client = here.client(LOOPBACK[family], port)
@@ -433,52 +433,59 @@ class TestAutomatic:
     def test_what_is_there_at_start_is_open_at_once(self, automatic: NamespaceDaemon, guest: Place) -> None:
         guest.client("127.0.0.1", 8100).close()
 
-    def test_to_the_guest(self, automatic: NamespaceDaemon, host: Place, guest: Place, family: int) -> None:
-        """It appears and vanishes; what is connected stays."""
+    def test_they_come_and_go(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
+        """Of both directions and families, each by itself; what is connected stays."""
+        ways = [(host, LOOPBACK[family], guest, WILDCARD[family], 8001 + (family == V6)) for family in (V4, V6)] + [
+            (guest, LOOPBACK[family], host, LOOPBACK[family], 8003 + (family == V6)) for family in (V4, V6)
+        ]
+        ways.append((guest, RESOLVER, host, RESOLVER, 8005))
         with ExitStack() as opened:
-            with guest.serves(WILDCARD[family], 8001) as listener:
-                eventually(lambda: is_open(host, LOOPBACK[family], 8001), "the port")
-                listener.accept()[0].close()
-                server, _ = joined(host.client(LOOPBACK[family], 8001), listener, opened)
-                assert not is_open(host, LOOPBACK[V6 if family == V4 else V4], 8001), "one family only"
-            eventually(lambda: not is_open(host, LOOPBACK[family], 8001), "the port's end")
-            server.sendall(b"still there")
+            servers = []
+            with ExitStack() as listeners:
+                sockets = [listeners.enter_context(there.serves(at, port)) for _, _, there, at, port in ways]
+                for (here, address, _, _, port), listener in zip(ways, sockets, strict=True):
+                    eventually(lambda here=here, address=address, port=port: is_open(here, address, port), "the port")
+                    listener.accept()[0].close()
+                    servers.append(joined(here.client(address, port), listener, opened)[0])
+                for here, address, *_, port in ways:
+                    for other in {*LOOPBACK.values()} - {address}:
+                        assert not is_open(here, other, port), "only where it is asked for"
+            for here, address, *_, port in ways:
+                gone = f"the end of {address} port {port}"
+                eventually(lambda here=here, address=address, port=port: not is_open(here, address, port), gone)
+            for server in servers:
+                server.sendall(b"still there")
+        log = automatic.log_tail()
+        assert log.count("forwarding TCP ports to the namespace: 8001-8002") == 1
+        assert log.count("TCP ports are not forwarded to the namespace any more, nobody listens there: 8001-8002") == 1
 
-    def test_of_both_families(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
-        with guest.serves("::", 8002, is_dual=True):
+    def test_what_is_not_for_the_other_side(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
+        """The guest's loopback; the host's outside address; a port that the host has, until it is free."""
+        with (
+            ExitStack() as opened,
+            guest.serves("127.0.0.1", 8006),
+            host.serves(HOST4, 8007),
+            host.serves("127.0.0.1", 8008) as others,
+            guest.serves(HOST4, 8008) as listener,
+            guest.serves("::", 8009, is_dual=True),
+            host.serves("0.0.0.0", 8010),
+        ):
             for family in (V4, V6):
-                eventually(lambda family=family: is_open(host, LOOPBACK[family], 8002), "the port")
-
-    def test_loopback_of_the_guest_stays_its_own(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
-        with guest.serves("127.0.0.1", 8003), guest.serves("0.0.0.0", 8004):
-            eventually(lambda: is_open(host, "127.0.0.1", 8004), "the other port")
-            assert not is_open(host, "127.0.0.1", 8003)
-
-    def test_to_the_host(self, automatic: NamespaceDaemon, host: Place, guest: Place, family: int) -> None:
-        with ExitStack() as opened:
-            with host.serves(LOOPBACK[family], 8005) as listener, host.serves(RESOLVER, 8006) as stub:
-                eventually(lambda: is_open(guest, LOOPBACK[family], 8005), "the port")
-                listener.accept()[0].close()
-                server, _ = joined(guest.client(LOOPBACK[family], 8005), listener, opened)
-                eventually(lambda: is_open(guest, RESOLVER, 8006), "the port at its address")
-                stub.accept()[0].close()
-                assert not is_open(guest, "127.0.0.1", 8006)
-            eventually(lambda: not is_open(guest, LOOPBACK[family], 8005), "the port's end")
-            server.sendall(b"still there")
-
-    def test_outside_address_of_the_host_is_reached_there(
-        self, automatic: NamespaceDaemon, host: Place, guest: Place
-    ) -> None:
-        with host.serves(HOST4, 8007), host.serves("0.0.0.0", 8008):
-            eventually(lambda: is_open(guest, "127.0.0.1", 8008), "the other port")
+                eventually(lambda family=family: is_open(host, LOOPBACK[family], 8009), "a port of both families")
+            eventually(lambda: is_open(guest, "127.0.0.1", 8010), "a port of the host")
+            assert not is_open(host, "127.0.0.1", 8006)
             assert not is_open(guest, "127.0.0.1", 8007)
+            joined(host.client("127.0.0.1", 8008), others, opened)
+            others.close()
+            eventually(lambda: is_open(host, "127.0.0.1", 8008), "the port")
+            listener.accept()[0].close()
 
-    def test_udp(self, automatic: NamespaceDaemon, host: Place, guest: Place, family: int) -> None:
-        for here, there, port in ((host, guest, 8009), (guest, host, 8010)):
-            with (
-                there.serves(WILDCARD[family], port, DGRAM) as server,
-                here.client(LOOPBACK[family], port, DGRAM) as client,
-            ):
+    def test_udp(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
+        ways = [(host, guest, 8011, V4), (host, guest, 8012, V6), (guest, host, 8013, V4), (guest, host, 8014, V6)]
+        with ExitStack() as opened:
+            servers = [opened.enter_context(way[1].serves(WILDCARD[way[3]], way[2], DGRAM)) for way in ways]
+            for (here, _, port, family), server in zip(ways, servers, strict=True):
+                client = opened.enter_context(here.client(LOOPBACK[family], port, DGRAM))
                 server.settimeout(0.1)
 
                 def asked(client: socket.socket = client, server: socket.socket = server) -> bool:
@@ -489,29 +496,6 @@ class TestAutomatic:
                     return False
 
                 eventually(asked, "an answer")
-
-    def test_port_that_the_host_has_is_left_to_it(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
-        """And taken as soon as it is free."""
-        with (
-            ExitStack() as opened,
-            host.serves("127.0.0.1", 8011) as others,
-            guest.serves(HOST4, 8011) as listener,
-        ):
-            with guest.serves("0.0.0.0", 8012):
-                eventually(lambda: is_open(host, "127.0.0.1", 8012), "the other port")
-            joined(host.client("127.0.0.1", 8011), others, opened)
-            others.close()
-            eventually(lambda: is_open(host, "127.0.0.1", 8011), "the port")
-            listener.accept()[0].close()
-
-    def test_log_says_each_once(self, automatic: NamespaceDaemon, host: Place, guest: Place) -> None:
-        with guest.serves("0.0.0.0", 8013):
-            eventually(lambda: is_open(host, "127.0.0.1", 8013), "the port")
-            time.sleep(1.2)
-        eventually(lambda: not is_open(host, "127.0.0.1", 8013), "the port's end")
-        log = automatic.log_tail()
-        assert log.count("forwarding TCP ports to the namespace: 8013") == 1
-        assert log.count("TCP ports are not forwarded to the namespace any more, nobody listens there: 8013") == 1
 
 
 def test_two_for_one_namespace_do_not_keep_each_others_ports_open(
@@ -529,9 +513,10 @@ def test_two_for_one_namespace_do_not_keep_each_others_ports_open(
         arguments = [*AUTO, "--host-lo-to-ns-lo", "-I", "eth1", str(own.process_id)]
         daemon = opened.enter_context(NamespaceDaemon(topology.host, second, *arguments))
         daemon.wait_ready()
-        for here, there, port in ((host, guest, 8201), (guest, host, 8202)):
-            with there.serves("127.0.0.1", port):
+        ways = ((host, guest, 8201), (guest, host, 8202))
+        with guest.serves("127.0.0.1", 8201), host.serves("127.0.0.1", 8202):
+            for here, _, port in ways:
                 eventually(lambda here=here, port=port: is_open(here, "127.0.0.1", port), "the port")
-                time.sleep(1.5)
-            eventually(lambda here=here, port=port: not is_open(here, "127.0.0.1", port), "the port's end", 6.0)
-            eventually(lambda there=there, port=port: not is_open(there, "127.0.0.1", port), "its end there", 6.0)
+            time.sleep(1.2)
+        for place, port in [(place, port) for *places, port in ways for place in places]:
+            eventually(lambda place=place, port=port: not is_open(place, "127.0.0.1", port), "the port's end", 6.0)

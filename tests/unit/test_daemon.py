@@ -20,8 +20,8 @@ from scapy.layers.l2 import ARP, Ether
 
 from trio_passt import daemon, guests
 from trio_passt.config import Attachment, Config, Outbound, PortForward, Protocol, RunAs, Transports
-from trio_passt.guests import Current, Serving
 from trio_passt.errors import StartupError
+from trio_passt.guests import Current, Serving
 from trio_passt.host.listeners import PortListeners
 from trio_passt.link.base import LinkClosed
 from trio_passt.link.memory import MemoryLink

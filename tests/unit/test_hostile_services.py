@@ -19,10 +19,10 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.l2 import ARP, Ether
 
 from trio_passt.config import Former, GuestIPv4, GuestNetwork, Resolvers, Wishes
-from trio_passt.guests import Current, advertise_router
 from trio_passt.errors import StartupError
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.translate import AddressMap
+from trio_passt.guests import Current, advertise_router
 from trio_passt.host import apart, discovery, netlink
 from trio_passt.host.guest_network import decide
 from trio_passt.host.network import Address, DefaultRoute, Host, Link, NextHop

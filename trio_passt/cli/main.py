@@ -208,7 +208,6 @@ def _run_daemon(
     watch: "HostWatch",
     namespace: "OpenedNamespace | None",
 ) -> int:
-    _import_daemon()
     import trio
 
     run = run or _real_daemon()
@@ -262,6 +261,7 @@ def _import_daemon() -> None:
 
 
 def _real_daemon() -> Run:
+    _import_daemon()
     from trio_passt import daemon
 
     return daemon.run

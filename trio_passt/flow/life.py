@@ -38,7 +38,7 @@ class _Rest:
 
 
 def rest(until: float) -> _Rest:
-    """To be awaited in a life: until somebody rings, or Trio's clock shows `until`, or for nothing, which may happen."""
+    """To be awaited in a life: until somebody rings, Trio's clock shows `until`, or for nothing, which may happen."""
     return _Rest(until)
 
 

@@ -139,13 +139,14 @@ class TapLink:
 
     def receive_now(self) -> FrameBatch | None:
         """The frames that are there, as many as fit into one turn; it stays readable if there are more."""
-        if self._closed is not None:
-            raise LinkClosed(self._closed)
+        self._check_open()
         view = memoryview(self._empty_buffer())
         bounds: framing.Bounds = []
         offloads: list[Offload | None] = []
         position, header_bytes, has_offloads = 0, self._header_bytes, False
-        while position < READ_BYTES and len(bounds) < READ_FRAMES:
+        for _ in range(READ_FRAMES):
+            if position >= READ_BYTES:
+                break
             try:
                 count = self._file.readinto(view[position : position + _SLOT_BYTES])
             except OSError as error:
@@ -171,9 +172,12 @@ class TapLink:
             batch = view[:position].toreadonly()
             data = bytes(batch) if position <= COPY_UP_TO_BYTES else batch
             return FrameBatch(data, bounds, offloads if has_offloads else None)
+        self._check_open()
+        return None
+
+    def _check_open(self) -> None:
         if self._closed is not None:
             raise LinkClosed(self._closed)
-        return None
 
     def _empty_buffer(self) -> bytearray:
         """The same as before, or a new one if somebody still looks at that."""

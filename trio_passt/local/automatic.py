@@ -64,6 +64,18 @@ def to_host(candidates: Iterable[PortForward], outside: Iterable[BoundSocket]) -
     return found
 
 
+def without_reserved(wanted: set[PortForward], named: Collection[PortForward]) -> set[PortForward]:
+    """Those whose port is not the target of a forward of the other direction that was asked for by name.
+
+    A server is expected there, and would not get the port.
+    """
+    return {
+        forward
+        for forward in wanted
+        if not any(other.protocol is forward.protocol and forward.first in other.targets for other in named)
+    }
+
+
 def is_taken(forward: PortForward, there: Iterable[BoundSocket]) -> bool:
     """Whether one of the sockets at the place of a forward with an address is known to be in its way."""
     assert forward.address is not None

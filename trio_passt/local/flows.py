@@ -1,9 +1,11 @@
 """Local flows of one direction: how they are opened, found, and counted."""
 
 import errno
+import fcntl
 import logging
 import os
 import socket
+import struct
 
 import trio
 from attrs import frozen
@@ -26,6 +28,10 @@ log = logging.getLogger("trio_passt.local")
 
 OWN_FOR_S = 1.0
 """So long an address of that side's is taken to be there still."""
+
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
+_INTERFACE = struct.Struct("=16sH22x")
+"""struct ifreq of netdevice(7): name, flags."""
 
 
 @frozen
@@ -160,7 +166,8 @@ class LocalFlows:
     def _bind(self, sock: socket.socket, destination: Endpoint) -> None:
         """To the address that it goes to, if that is not a loopback one: it has to be that side's own.
 
-        Else it would leave that side, and so come by the tap.  Raises OSError.
+        Else it would leave that side, and so come by the tap.  And that side's loopback has to be up: a kernel sends
+        what is for itself by that, and drops it if it is not.  Raises OSError.
         """
         address = destination.address
         if is_loopback(address):
@@ -169,7 +176,15 @@ class LocalFlows:
         if self._own.get(address, -OWN_FOR_S) + OWN_FOR_S <= now:
             self._own.pop(address, None)
             Way(source=address).bind_to_source(sock)
+            if not _loopback_is_up(sock):
+                raise OSError(errno.ENETUNREACH, "loopback is down")
             self._own[address] = now
+
+
+def _loopback_is_up(sock: socket.socket) -> bool:
+    """That of the side which this socket is of (netdevice(7), SIOCGIFFLAGS)."""
+    flags: int = _INTERFACE.unpack(fcntl.ioctl(sock, _SIOCGIFFLAGS, _INTERFACE.pack(b"lo", 0)))[1]
+    return bool(flags & _IFF_UP)
 
 
 def is_loopback(address: bytes) -> bool:

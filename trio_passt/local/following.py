@@ -80,9 +80,10 @@ class _Refused:
 
 @define(eq=False)
 class _Direction:
-    """What is open at one side for what listens at the other."""
+    """What is open at one side for what listens at the other; `named` are the forwards of the other direction."""
 
     candidates: Sequence[PortForward]
+    named: Collection[PortForward]
     place: _Place
     towards: str
     open: set[PortForward] = field(factory=set)
@@ -90,6 +91,7 @@ class _Direction:
 
     async def update(self, wanted: set[PortForward]) -> bool:
         """Open and close what is different; whether there was something.  Raises OSError."""
+        wanted = automatic.without_reserved(wanted, self.named)
         gone = self.open - wanted
         for forward in gone:
             self.place.listeners.remove(forward)
@@ -135,7 +137,7 @@ class AutomaticForwards:
 
     `inside` lists the guest's namespace, where `to_host` are; `outside` the host, where `to_guest` are.  What leads to
     the guest leads to one of `own_addresses`, or, with `to_loopback`, to its loopback.  `on_change` is called when
-    something was opened or closed.
+    something was opened or closed.  `named` are forwards that were asked for by name, to the guest and to the host.
     """
 
     def __init__(
@@ -149,13 +151,14 @@ class AutomaticForwards:
         on_change: Callable[[], None],
         *,
         to_loopback: bool,
+        named: tuple[Collection[PortForward], Collection[PortForward]] = ((), ()),
     ) -> None:
         protocols = frozenset(forward.protocol for forward in (*ports.to_guest, *ports.to_host))
         ephemeral = ephemeral_ports()
         self._inside = _Place(inside, to_host, protocols, ephemeral)
         self._outside = _Place(outside, to_guest, protocols, ephemeral)
-        self._to_guest = _Direction(ports.to_guest, self._outside, "the namespace")
-        self._to_host = _Direction(ports.to_host, self._inside, "the host")
+        self._to_guest = _Direction(ports.to_guest, named[1], self._outside, "the namespace")
+        self._to_host = _Direction(ports.to_host, named[0], self._inside, "the host")
         self._own_addresses = own_addresses
         self._on_change = on_change
         self._to_loopback = to_loopback

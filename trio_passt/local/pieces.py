@@ -46,7 +46,9 @@ def pieces(buffer: memoryview, trains: list[Train], largest: int) -> Iterator[Pi
 def _is_solid(train: Train, largest: int) -> bool:
     """Whether its datagrams lie next to each other, as the kernel has joined them."""
     _, size, count, stride = train
-    return 1 < count < SEGMENTS_MOST and stride == size <= largest and size * count <= TRAIN_BYTES_MOST - size
+    return (
+        1 < count < SEGMENTS_MOST and 0 < size == stride and size <= largest and size * count <= TRAIN_BYTES_MOST - size
+    )
 
 
 def _completes(last: Train, stop: int, train: Train) -> bool:

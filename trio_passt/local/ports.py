@@ -2,11 +2,11 @@
 with it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 import trio
 
-from trio_passt.config import Config
+from trio_passt.config import Binding, Config, PortForward
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.session import Session
 from trio_passt.flow.table import FlowLimit, FlowTable
@@ -51,6 +51,7 @@ class LocalPorts:
             lambda: self._guest.addresses,
             on_change,
             to_loopback=self._namespace.loopback_to_loopback,
+            named=(_by_name(config.forwards), _by_name(config.forwards_to_host)),
         )
 
     @property
@@ -109,3 +110,7 @@ class LocalPorts:
         self.to_host.close()
         for listing in self._listings:
             listing.close()
+
+
+def _by_name(forwards: Iterable[PortForward]) -> list[PortForward]:
+    return [forward for forward in forwards if forward.binding is not Binding.SPARE]

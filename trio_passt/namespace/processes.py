@@ -107,6 +107,8 @@ def _live(task: Callable[[], int], kept: Collection[int]) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
         close_all_but(kept)
         status = task()
+    except (OSError, KeyboardInterrupt):
+        pass  # who misses it says so; our log's descriptors are closed
     except BaseException:
         with suppress(BaseException):
             traceback.print_exc()

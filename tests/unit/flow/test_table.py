@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_passt.flow.key import FlowKey
-from trio_passt.flow.table import FlowLimit, FlowTable
+from trio_passt.flow.table import BriefTable, FlowLimit, FlowTable
 from trio_passt.host.seldom import WARN_EVERY_S
 
 
@@ -19,9 +19,10 @@ class StubFlow:
         self.key = FlowKey(b"\x0a\0\0\1", number, b"\x0a\0\0\2", 80)
         self.told = trio.Event()
         self.error: Exception | None = None
-        self.abandoned = self.cancelled = False
+        self.abandoned = self.cancelled = self.has_run = self.has_ended_well = False
 
     async def run(self) -> None:
+        self.has_run = True
         try:
             await self.told.wait()
         except trio.Cancelled:
@@ -97,6 +98,26 @@ async def test_flow_that_is_forgotten_counts_no_more() -> None:
         assert (len(table), limit.count) == (1, 1)
         latter.end()
         await wait_all_tasks_blocked()
+        assert (len(table), limit.count) == (0, 0)
+
+
+async def test_flow_that_has_ended_before_its_task_begins_needs_none() -> None:
+    waiting: list[Callable[[], None]] = []
+    async with trio.open_nursery() as nursery:
+        limit = FlowLimit(3)
+        table: BriefTable[StubFlow] = BriefTable(nursery, limit, waiting.append)
+        former, latter, lasting = StubFlow(1), StubFlow(1), StubFlow(2)
+        assert table.start(former)
+        former.has_ended_well = True
+        table.forget(former)
+        assert table.start(latter)
+        assert table.start(lasting)
+        latter.has_ended_well = True
+        for begin in waiting:
+            begin()
+        lasting.end()
+        await wait_all_tasks_blocked()
+        assert [flow.has_run for flow in (former, latter, lasting)] == [False, False, True]
         assert (len(table), limit.count) == (0, 0)
 
 

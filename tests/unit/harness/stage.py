@@ -24,13 +24,13 @@ from harness.oracle import Seen, SeenError, SeenFragment, SeenOther, SeenTcp, Se
 from harness.tcp import GuestTcp, HostServer, HostSocket
 from harness.waiting import eventually
 from trio_passt.config import DnsForward, GuestIPv4, GuestIPv6, GuestNetwork, PortForward, Protocol
-from trio_passt.guests import own_frames
 from trio_passt.dispatch import Dispatcher
 from trio_passt.errors import StartupError
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.flow.translate import AddressMap
+from trio_passt.guests import own_frames
 from trio_passt.host.listeners import PortListeners, UdpPort
 from trio_passt.host.queue import SCRATCH_BYTES
 from trio_passt.host.readiness import Readiness

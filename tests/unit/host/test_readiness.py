@@ -176,3 +176,25 @@ async def test_callback_that_raises_ends_its_own_socket_only(
     for ours, peer in pairs:
         ours.close()
         peer.close()
+
+
+async def test_socket_that_is_closed_at_once_makes_room_for_the_next_by_its_number(readiness: Readiness) -> None:
+    former, latter = Log(), Log()
+    closed, peer = socket.socketpair()
+    number = closed.fileno()
+    readiness.watch(number, former, events=READABLE)
+    peer.send(b"x")
+    readiness.closes(number)
+    closed.close()
+    ours, other = socket.socketpair()
+    with peer, ours, other:
+        assert number in (ours.fileno(), other.fileno())
+        new, sender = (ours, other) if ours.fileno() == number else (other, ours)
+        readiness.watch(number, latter, events=READABLE)
+        sender.send(b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(readiness.run)
+            await wait_all_tasks_blocked(0.001)
+            nursery.cancel_scope.cancel()
+        assert new.recv(2) == b"x"
+    assert (former.masks, latter.masks) == ([], [READABLE])

@@ -1,13 +1,14 @@
 """What is not urgent is done when it is Trio's turn, after the events that follow each other quickly."""
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 import trio
 from harness.waiting import eventually
 
-from trio_passt.host.readiness import READABLE, Readiness
+from trio_passt.host.readiness import LATER_MOST_S, LINGER_MOST_S, READABLE, Readiness
 
 
 @pytest.fixture(params=[False, True], ids=["", "lingers"])
@@ -94,3 +95,53 @@ async def test_is_done_though_a_callback_raises(
         await eventually(lambda: done or None, "what was left")
         nursery.cancel_scope.cancel()
     assert done == ["later"]
+
+
+async def test_is_done_in_time_while_events_go_on(pair: tuple[socket.socket, socket.socket]) -> None:
+    """On the real clock, on a machine that may be busy."""
+    one, other = pair
+    readiness = Readiness(lingers=True)
+    began = time.monotonic()
+    waited: list[float] = []
+    asked_at: list[float] = []
+
+    def do_it() -> None:
+        waited.append(time.monotonic() - asked_at.pop())
+
+    def on_event(_mask: int) -> None:
+        one.recv(1)
+        if not asked_at:
+            asked_at.append(time.monotonic())
+            readiness.later(do_it)
+        if time.monotonic() < began + 0.2:
+            other.send(b"x")
+
+    readiness.watch(one.fileno(), on_event, events=READABLE, edge_triggered=False)
+    other.send(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(readiness.run)
+        await eventually(lambda: time.monotonic() > began + 0.25 or None, "the end of the events")
+        nursery.cancel_scope.cancel()
+    readiness.close()
+    assert not asked_at
+    assert len(waited) >= 2
+    assert min(waited[:-1]) < LATER_MOST_S + LINGER_MOST_S + 0.05
+
+
+async def test_what_is_left_is_done_at_the_end(pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    readiness = Readiness(lingers=True)
+    done: list[str] = []
+
+    def on_event(_mask: int) -> None:
+        one.recv(1)
+        readiness.later(lambda: done.append("later"))
+        other.send(b"x")
+        nursery.cancel_scope.cancel()
+
+    readiness.watch(one.fileno(), on_event, events=READABLE, edge_triggered=False)
+    other.send(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(readiness.run)
+    readiness.close()
+    assert done

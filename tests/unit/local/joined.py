@@ -1,8 +1,10 @@
 """Local flows in the test's own process: clients and servers at loopback, and a session between them."""
 
+import fcntl
 import os
 import random
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
@@ -27,6 +29,7 @@ from trio_passt.local.pipes import PipePool
 from trio_passt.local.receiver import ToHost
 
 CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1  # netdevice(7)
 
 
 class Elsewhere:
@@ -37,6 +40,8 @@ class Elsewhere:
         try:
             _check(_libc.unshare(CLONE_NEWNET))
             self._there = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
         finally:
             _check(_libc.setns(self._here, CLONE_NEWNET))
 

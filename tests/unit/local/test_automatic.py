@@ -1,12 +1,14 @@
 """What should be forwarded, by what listens: pure."""
 
+from ipaddress import ip_address
+
 import pytest
 from attrs import evolve
 from joined import packed
 
 from trio_passt.config import Binding, PortForward, Protocol
 from trio_passt.host.listening import LOOPBACK_INTERFACE, BoundSocket
-from trio_passt.local.automatic import is_taken, settled, to_guest, to_host
+from trio_passt.local.automatic import is_taken, settled, to_guest, to_host, without_reserved
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 ALL = [PortForward(protocol, 1, 65535, 1, binding=Binding.SPARE) for protocol in Protocol]
@@ -75,7 +77,7 @@ def test_only_what_is_asked_for() -> None:
     there = [sock("0.0.0.0", port) for port in (79, 80, 89, 90)] + [sock("0.0.0.0", 80, UDP)]
     assert places(to_guest([some], there, GUEST, to_loopback=False)) == ["0.0.0.0 8000>80", "0.0.0.0 8009>89"]
     assert places(to_host([some], there)) == ["127.0.0.1 8000>80", "127.0.0.1 8009>89"]
-    local = evolve(some, address=packed_ip("127.0.0.9"))
+    local = evolve(some, address=ip_address("127.0.0.9"))
     assert places(to_guest([local], there, GUEST, to_loopback=False)) == ["127.0.0.9 8000>80", "127.0.0.9 8009>89"]
     assert places(to_guest([local], [sock("::")], GUEST, to_loopback=False)) == []
     assert places(to_host([local], [sock("127.0.0.1")])) == []
@@ -85,10 +87,13 @@ def test_only_what_is_asked_for() -> None:
     assert to_guest([], there, GUEST, to_loopback=True) == to_host([], there) == set()
 
 
-def packed_ip(text: str) -> object:
-    from ipaddress import ip_address
-
-    return ip_address(text)
+def test_port_that_a_server_is_expected_at_is_left_to_it() -> None:
+    """`-t 8080:80`: what listens at the host's port 80 must not have the namespace's."""
+    wanted = to_host(ALL, [sock("0.0.0.0", 80), sock("0.0.0.0", 80, UDP), sock("0.0.0.0", 81)])
+    named = [PortForward(TCP, 8080, 8080, 80)]
+    left = without_reserved(wanted, named)
+    assert {(forward.protocol, forward.first) for forward in left} == {(UDP, 80), (TCP, 81)}
+    assert without_reserved(wanted, []) == wanted
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def packed_ip(text: str) -> object:
     ],
 )
 def test_what_is_in_the_way(own: str, other: BoundSocket, expected: bool) -> None:
-    assert is_taken(PortForward(TCP, 80, 80, 80, packed_ip(own)), [other]) is expected  # type: ignore[arg-type]
+    assert is_taken(PortForward(TCP, 80, 80, 80, ip_address(own)), [other]) is expected  # type: ignore[arg-type]
 
 
 def test_udp_clients_are_looked_at_twice() -> None:

@@ -475,6 +475,7 @@ async def test_status_says_who_is_joined_to_whom(family: Family) -> None:
         assert (status.from_guest, status.to_guest) == (5, 3)
 
 
+@pytest.mark.interpreted
 async def test_bug_in_one_connection_resets_it_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
