@@ -37,6 +37,7 @@ missing() {
 	qemu-system-x86_64 qemu-system-x86
 	setpriv util-linux
 	slirp4netns slirp4netns
+	strace strace
 	traceroute traceroute
 	tshark tshark
 	COMMANDS

@@ -6,12 +6,13 @@ reads it.  Nothing here imports anything of the package, so that every layer may
 
 from collections.abc import Iterator
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 from attrs import fields, frozen, has
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 
 HOST_MAC = bytes.fromhex("9a559a559a55")
 """MAC address of the host's side of the link: the one every frame to the guest comes from."""
@@ -51,7 +52,8 @@ class GuestIPv6:
     address is a link-local one).  `gateway` is a link-local address: the source of router advertisements, and
     so the guest's default router.  `interface` names the host's interface that this was taken from, which is
     also the scope that link-local destinations need on the host; `None` in local mode.  `others` are further
-    addresses for it, assigned and announced in the same way.
+    addresses for it, assigned and announced in the same way.  `host_gateway` is the host's own gateway if that is not a
+    link-local address, and so not the guest's.
     """
 
     address: IPv6Address
@@ -59,6 +61,7 @@ class GuestIPv6:
     gateway: IPv6Address
     interface: str | None = None
     others: tuple[IPv6Interface, ...] = ()
+    host_gateway: IPv6Address | None = None
 
     @property
     def is_local(self) -> bool:
@@ -152,7 +155,7 @@ class GuestNetwork:
     host's side, at most one of a family.  Offline: the host had a default route of this family and has none any more;
     for IPv6, the guest then has no default router.  `host_addresses` reach the host itself.  `former`, the latest
     first, is what held before the host's network changed, and `former_dns_forwards` are for nameservers that the guest
-    was told then.
+    was told then.  In `closed` networks there is nobody but the guest and what stands for the host.
     """
 
     ipv4: GuestIPv4 | None = None
@@ -172,6 +175,7 @@ class GuestNetwork:
     host_addresses: tuple[HostAddress, ...] = ()
     services: Services = Services()
     transports: Transports = Transports()
+    closed: tuple[IPNetwork, ...] = ()
 
     @property
     def loopback_ipv4(self) -> IPv4Address | None:
@@ -209,7 +213,8 @@ class Wishes:
     nameserver, `dns_hosts` that nameserver in place of the first one: each at most one of a family.
 
     `loopback_addresses` reach the host's loopback, at most one of a family; where there is none, the gateway's address
-    does if `maps_gateway`.  `own_addresses` reach the host's own address, at most one of a family.
+    does if `maps_gateway`.  `own_addresses` reach the host's own address, at most one of a family.  `closed` networks
+    are the guest's link: what it sends there goes nowhere else.
     """
 
     ipv4: bool = True
@@ -233,6 +238,7 @@ class Wishes:
     maps_gateway: bool = True
     loopback_addresses: tuple[IPAddress, ...] = ()
     own_addresses: tuple[IPAddress, ...] = ()
+    closed: tuple[IPNetwork, ...] = ()
     services: Services = Services()
     transports: Transports = Transports()
 
@@ -322,7 +328,7 @@ class Namespace:
 
     The tap in there is called `interface` (`None`: as the host's interface that the guest's network is taken from) and
     has the MAC address `mac` (`None`: the kernel's choice).  With `configures` it is set up and has what the guest gets
-    of the host (and what router advertisements say besides, if it `takes_advertisements`), also its further addresses if `copies_addresses`, and its further routes if `copies_routes`.
+    of the host, also its further addresses if `copies_addresses`, and its further routes if `copies_routes`.
 
     With `splices`, connections between loopback here and loopback there bypass the tap.  Those to forwarded ports
     arrive at the guest's own address, or with `loopback_to_loopback` at its loopback address.
@@ -337,7 +343,6 @@ class Namespace:
     interface: str | None = None
     mac: bytes | None = None
     configures: bool = False
-    takes_advertisements: bool = False
     copies_addresses: bool = True
     copies_routes: bool = True
     splices: bool = True

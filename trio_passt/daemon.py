@@ -28,16 +28,15 @@ import trio
 
 from trio_passt import status
 from trio_passt.config import Config, GuestNetwork, PortForward
-from trio_passt.guests import Current, Serving, serve_guest, serve_guests
+from trio_passt.guests import Current, Machines, Serving
 from trio_passt.host.follow import follow
 from trio_passt.host.listeners import PortListeners
 from trio_passt.host.outbound import check_outbound
 from trio_passt.host.watch import HostWatch
 from trio_passt.icmp.flow import check_permission as check_ping_permission
 from trio_passt.link.capture import open_capture
-from trio_passt.link.listener import GuestListener, from_fd, from_listening_fd, listen
 from trio_passt.namespace.opened import OpenedNamespace
-from trio_passt.namespace_guest import NamespaceGuest, pass_on_signals
+from trio_passt.namespace_guest import NamespaceGuest
 
 log = logging.getLogger("trio_passt")
 
@@ -75,64 +74,35 @@ async def run(
         signals = opened.enter_context(trio.open_signal_receiver(*end_signals()))
         raise_descriptor_limit()
         check_outbound(config.outbound)
-        listeners = PortListeners.bind(config.forwards, _families(config.network), freebind=config.freebind)
+        families = _families(config.network)
+        listeners = PortListeners.bind(config.forwards, families, freebind=config.freebind)
         opened.callback(listeners.close)
         capture = open_capture(config.pcap) if config.pcap else None
         if capture is not None:
             opened.callback(capture.close)
         current = Current(config.network)
         serving = Serving(config, current, listeners, capture)
-        namespace_guest = only_guest = door = None
-        if namespace is not None:
-            namespace_guest = NamespaceGuest(namespace, serving, _families(config.network))
-            opened.callback(namespace_guest.close)
-            await namespace_guest.open()
-        elif config.attachment.fd is not None:
-            only_guest = from_fd(config.attachment.fd)
-            opened.callback(only_guest.close)
-        else:
-            door = open_door(config)
-            opened.callback(door.close)
-            if config.run_as is not None:
-                door.give_to(config.run_as.uid, config.run_as.gid)
+        guests = Machines(serving) if namespace is None else NamespaceGuest(namespace, serving, families)
+        opened.callback(guests.close)
+        await guests.open()
         if on_open is not None:
             on_open()
-        if config.network.transports.icmp and not (namespace is not None and namespace.runs_command):
+        if config.network.transports.icmp and not guests.runs_command:
             check_ping_permission()  # who runs a command is told when it pings
         current.forwards = listeners.bound
-        on_ready(door.path if door else None, current.forwards)
+        on_ready(guests.path, current.forwards)
         exit_status = 0
         async with trio.open_nursery() as root:
-            if namespace is not None and namespace.runs_command:
-                root.start_soon(pass_on_signals, signals, namespace)
-            else:
-                root.start_soon(end_on_signal, signals, root.cancel_scope)
+            root.start_soon(heed_signals, signals, guests, root.cancel_scope)
             root.start_soon(listeners.run)
-            root.start_soon(
-                status.answer,
-                asked,
-                lambda: current.guest,
-                lambda: listeners.bound if config.binds_later else current.forwards,
-            )
+            root.start_soon(status.answer, asked, lambda: current.guest, lambda: _forwards(serving))
             if beside is not None:
                 root.start_soon(beside, listeners)
             if watch is not None:
-                root.start_soon(follow_host, watch, serving, namespace_guest)
-            if namespace_guest is not None:
-                exit_status = await namespace_guest.serve()
-            elif only_guest is not None:
-                await serve_guest(only_guest, serving)
-            elif door is not None:
-                await serve_guests(door, serving)
+                root.start_soon(follow_host, watch, serving, guests)
+            exit_status = await guests.serve()
             root.cancel_scope.cancel()
         return exit_status
-
-
-def open_door(config: Config) -> GuestListener:
-    """Where guests come in."""
-    if config.attachment.listen_fd is not None:
-        return from_listening_fd(config.attachment.listen_fd)
-    return listen(config.attachment.socket_path)
 
 
 def end_signals() -> list[signal.Signals]:
@@ -140,21 +110,25 @@ def end_signals() -> list[signal.Signals]:
     return [number for number in END_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
-async def end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
-    """The orderly end."""
+async def heed_signals(
+    signals: AsyncIterator[int], guests: Machines | NamespaceGuest, everything: trio.CancelScope
+) -> None:
+    """The orderly end; but a command that we run has them first, and its end is ours."""
     async for number in signals:
-        log.info("ended by %s", signal.Signals(number).name)
-        everything.cancel()
+        if isinstance(guests, NamespaceGuest) and guests.runs_command:
+            guests.pass_on(signal.Signals(number))
+        else:
+            log.info("ended by %s", signal.Signals(number).name)
+            everything.cancel()
 
 
-async def follow_host(watch: HostWatch, serving: Serving, namespace: NamespaceGuest | None = None) -> None:
+async def follow_host(watch: HostWatch, serving: Serving, guests: Machines | NamespaceGuest) -> None:
     """The host's network changes: forwarded ports are bound in a family that is new, and the guest is told."""
 
     def on_change(network: GuestNetwork) -> None:
         before = serving.listeners.descriptors
         serving.listeners.add_families(_families(network))
-        if namespace is not None:
-            namespace.add_families(_families(network))
+        guests.add_families(_families(network))
         if serving.listeners.descriptors != before:
             serving.current.forwards = serving.listeners.bound
         serving.current.change(network)
@@ -164,6 +138,11 @@ async def follow_host(watch: HostWatch, serving: Serving, namespace: NamespaceGu
             serving.current.forwards = serving.listeners.bound
 
     await follow(watch, serving.config.wishes, serving.config.network, on_change, on_look)
+
+
+def _forwards(serving: Serving) -> Sequence[PortForward]:
+    """The ports that are open.  Where none come later they have not to be looked for."""
+    return serving.listeners.bound if serving.config.binds_later else serving.current.forwards
 
 
 def _families(network: GuestNetwork) -> list[int]:

@@ -282,6 +282,8 @@ class Dispatcher:
             endpoint = self._destination(key, 1)
             is_opening = segment.flags & (tcp.SYN | tcp.ACK | tcp.FIN) == tcp.SYN
             if endpoint is None:
+                if is_opening and self._session.addresses.is_closed(destination):
+                    self._refuse(key, segment)  # there is nobody
                 return
             flow = TcpFlow.outbound(self._session, key, segment, endpoint) if is_opening else None
             if flow is None or not self.tcp.start(flow):

@@ -1,14 +1,15 @@
 """Guests: who is served, one after the other, and what one guest connection owns from its begin to its end.
 
 A guest session is a nursery: the root task, which owns the frames; the link, which finishes what was written in part;
-readiness, which fetches the events of the link and of all host sockets; router advertisements; fragments; and the flows.
+readiness, which fetches the events of the link and of all host sockets; router advertisements; fragments; the flows.
 """
 
 import logging
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import trio
 from attrs import define, field, frozen
@@ -25,7 +26,7 @@ from trio_passt.host.queue import SCRATCH_BYTES
 from trio_passt.host.readiness import READABLE, Readiness
 from trio_passt.link.base import Link, LinkClosed
 from trio_passt.link.capture import Capture, CapturingLink
-from trio_passt.link.listener import GuestListener
+from trio_passt.link.listener import GuestListener, from_fd, from_listening_fd, listen
 from trio_passt.link.stream import StreamLink
 from trio_passt.link.trace import TracingLink
 from trio_passt.responder import Responder
@@ -65,6 +66,57 @@ class Serving:
     current: Current
     listeners: PortListeners
     capture: Capture | None = None
+
+
+class Machines:
+    """Virtual machines at a stream socket: one that is connected, or whoever comes in by a listening one.
+
+    Opened when made; StartupError if that can't be.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        config = serving.config
+        attachment = config.attachment
+        self._serving = serving
+        self._only = from_fd(attachment.fd) if attachment.fd is not None else None
+        self._door: GuestListener | None = None
+        if attachment.listen_fd is not None:
+            self._door = from_listening_fd(attachment.listen_fd)
+        elif self._only is None:
+            self._door = listen(attachment.socket_path)
+        if self._door is not None and config.run_as is not None:
+            try:
+                self._door.give_to(config.run_as.uid, config.run_as.gid)
+            except BaseException:
+                self._door.close()
+                raise
+
+    @property
+    def path(self) -> Path | None:
+        """Where guests come in."""
+        return self._door.path if self._door is not None else None
+
+    runs_command = False
+
+    async def open(self) -> None:
+        """Nothing more is to be opened."""
+
+    def add_families(self, families: Collection[int]) -> None:
+        """Nothing is open but the forwarded ports."""
+
+    async def serve(self) -> int:
+        """Until the only guest is gone; 0."""
+        if self._only is not None:
+            await serve_guest(self._only, self._serving)
+        elif self._door is not None:
+            await serve_guests(self._door, self._serving)
+        return 0
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for attachment in (self._only, self._door):
+            if attachment is not None:
+                attachment.close()
 
 
 async def serve_guests(door: GuestListener, serving: Serving) -> None:

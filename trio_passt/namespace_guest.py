@@ -12,18 +12,21 @@ have no process any more.  They get a moment to be done (`LINGER_S`).
 A tap that is deleted from inside ends the session, too.  A command goes on without network then.
 """
 
+import errno
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from contextlib import suppress
 
 import trio
 
 from trio_passt.config import Protocol
 from trio_passt.dispatch import Dispatcher
+from trio_passt.errors import StartupError
 from trio_passt.flow.session import Session
 from trio_passt.guests import Beside, Serving, serve_guest
+from trio_passt.host import limits, sockets
 from trio_passt.host.listening import CLOSING, FIN_WAIT_1, LAST_ACK, Listing
 from trio_passt.link.tap import TapLink
 from trio_passt.local.ports import LocalPorts
@@ -34,6 +37,9 @@ log = logging.getLogger("trio_passt")
 LINGER_S = 2.0
 """How long what a command sent in its last moment may take to get out.  A kernel would take minutes for a peer that
 does not answer, but somebody waits for us to end."""
+
+LEAST_FOR_SESSION = 16
+"""Descriptors: those of the session itself, and some for connections."""
 
 LOOK_AGAIN_S = 0.01
 """How often it is looked whether it has."""
@@ -55,9 +61,22 @@ class NamespaceGuest:
             self._link.close()
             raise
 
+    path = None
+    """Nobody comes in by a socket."""
+
+    @property
+    def runs_command(self) -> bool:
+        """Whether there is a command, to which signals go."""
+        return self._namespace.runs_command
+
     async def open(self) -> None:
-        """Have the ports open that are wanted from the beginning."""
+        """Have the ports open that are wanted from the beginning.
+
+        Raises StartupError where that leaves nothing for a session, which a command would go on without.
+        """
         await self._local.open()
+        if limits.open_descriptors() + LEAST_FOR_SESSION > sockets.descriptor_limit():
+            raise StartupError(f"too few descriptors are left for the guest: {limits.describe(errno.EMFILE)}")
 
     def add_families(self, families: Collection[int]) -> None:
         """The guest's network has changed, and it has these now."""
@@ -104,24 +123,22 @@ class NamespaceGuest:
         """Wait until the namespace's sockets have sent what they had when their programs ended, and we have, too."""
         listing = Listing(self._namespace.side)
         try:
-            while await listing.read(Protocol.TCP, ENDED) or self._local.is_sending():
+            while await listing.read(Protocol.TCP, ENDED) or self._local.is_sending():  # noqa: ASYNC110 - no event tells
                 await trio.sleep(LOOK_AGAIN_S)
         except OSError as error:
             log.debug("can't find out what the namespace has still to send: %s", error)
         finally:
             listing.close()
 
+    def pass_on(self, number: signal.Signals) -> None:
+        """A signal to the command, which decides what it means, and whose end is ours.
 
-async def pass_on_signals(signals: AsyncIterator[int], namespace: OpenedNamespace) -> None:
-    """To the command, which decides what they mean, and whose end is ours.
-
-    What was typed at the terminal it has had already, as all in the foreground had.
-    """
-    async for number in signals:
+        What was typed at the terminal it has had already, as all in the foreground had.
+        """
         if number in (signal.SIGINT, signal.SIGQUIT) and _is_in_foreground():
-            continue
-        log.debug("%s is passed on to the command", signal.Signals(number).name)
-        namespace.signal(number)
+            return
+        log.debug("%s is passed on to the command", number.name)
+        self._namespace.signal(number)
 
 
 def _is_in_foreground() -> bool:
@@ -133,6 +150,3 @@ def _is_in_foreground() -> bool:
         finally:
             os.close(terminal)
     return False
-
-
-

@@ -29,7 +29,7 @@ from tests.integration.topology import Topology
 
 REQUIRED_COMMANDS = (
     *("dpkg-deb", "gcc", "ip", "iperf3", "ping", "qemu-system-x86_64", "setpriv", "slirp4netns", "traceroute"),
-    "tshark",
+    *("strace", "tshark"),
 )
 PR_SET_PDEATHSIG = 1
 

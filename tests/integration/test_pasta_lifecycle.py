@@ -46,7 +46,13 @@ class Pasta(subprocess.Popen[str]):
     """The program, in the foreground unless it goes away by itself; a context manager that ends it."""
 
     def __init__(
-        self, host: Namespace, *arguments: str, as_root: bool = False, enter: list[str] | None = None, **values: object
+        self,
+        host: Namespace,
+        *arguments: str,
+        as_root: bool = False,
+        enter: list[str] | None = None,
+        ports: list[str] = NO_PORTS,
+        **values: object,
     ) -> None:
         enter = enter or (host.enter() if as_root else host.enter_unprivileged())
         defaults: dict[str, object] = {
@@ -54,7 +60,7 @@ class Pasta(subprocess.Popen[str]):
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
         }
-        command = [*enter, *namespace_program(), *NO_PORTS, *arguments]
+        command = [*enter, *namespace_program(), *ports, *arguments]
         super().__init__(command, text=True, cwd="/", process_group=0, **(defaults | values))  # type: ignore[call-overload]
 
     def __exit__(self, *reason: object) -> None:
@@ -67,6 +73,10 @@ class Pasta(subprocess.Popen[str]):
         output, errors = self.communicate(timeout=WAIT_S)
         return self.returncode, output, errors
 
+    def whole_family(self, least: int) -> list[int]:
+        """All of them, when so many are there."""
+        return wait_for(lambda: found if len(found := self.family()) >= least else None, f"{least} processes")
+
     def family(self) -> list[int]:
         """Its process ID, and those of all processes below it."""
         found = [self.pid]
@@ -76,7 +86,7 @@ class Pasta(subprocess.Popen[str]):
         return found
 
 
-def wait_for(condition: Callable[[], T], what: str) -> T:
+def wait_for(condition: Callable[[], T | None], what: str) -> T:
     """Ask again and again, until the answer is true."""
     deadline = time.monotonic() + WAIT_S
     while not (answer := condition()):
@@ -174,7 +184,7 @@ def test_what_a_command_leaves_is_ended(host: Namespace) -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        family = wait_for(lambda: len(found := process.family()) >= 7 and found, "all processes")
+        family = process.whole_family(7)
         process.communicate("\n", timeout=WAIT_S)
         assert process.returncode == 0
         assert gone(family)
@@ -197,7 +207,7 @@ def test_killed_with_all_that_is_there(host: Namespace) -> None:
         with Pasta(host, "-q", "sh", "-c", "sleep 1000 & echo; wait") as process:
             assert process.stdout is not None
             process.stdout.readline()
-            family = wait_for(lambda: len(found := process.family()) >= 6 and found, "all processes")
+            family = process.whole_family(6)
             is_agent = victim == _agent(family)
             os.kill(family[victim], signal.SIGKILL)
             if is_agent:
@@ -321,8 +331,8 @@ def test_process_of_a_namespace(host: Namespace, tmp_path: Path) -> None:
     for parent in directory.parents[:-1]:
         parent.chmod(parent.stat().st_mode | 0o11)
     with sleeping(host, "--user", "--map-root-user", "--net") as pid:
-        with Pasta(host, "-q", "--config-net", "-P", str(directory / "pid"), str(pid)) as parent:
-            assert parent.says() == (0, "", "")
+        with Pasta(host, "-q", "--config-net", "-P", str(directory / "pid"), str(pid)) as program:
+            assert program.says() == (0, "", "")
         assert interfaces(pid) == {"lo", "uplink"}
         daemon = int((directory / "pid").read_text())
         enter = ["nsenter", f"--target={pid}", "--user", "--net", "--preserve-credentials"]
@@ -333,6 +343,56 @@ def test_process_of_a_namespace(host: Namespace, tmp_path: Path) -> None:
     assert not (directory / "pid").exists()
 
 
+TAKE_DESCRIPTORS = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+def take(pid):
+    there = os.pidfd_open(int(pid))
+    return any(libc.syscall(438, there, number, 0) >= 0 for number in range(64))  # pidfd_getfd(2)
+print(*map(take, sys.argv[1:]))
+"""
+
+
+def test_root_in_there_gets_hold_of_none_of_our_processes(host: Namespace) -> None:
+    """Though it sees them; what it can do is stop them, and then they end with the program still."""
+    with contextlib.ExitStack() as opened:
+        pid = opened.enter_context(sleeping(host, "--user", "--map-root-user", "--net"))
+        process = opened.enter_context(Pasta(host, "-q", "-f", "--config-net", str(pid)))
+        wait_for(lambda: interfaces(pid) == {"lo", "uplink"}, "the tap")
+        family = process.whole_family(2)
+        enter = [*host.enter_unprivileged(), "nsenter", f"--target={pid}", "--user", "--net"]
+        attack = ["--preserve-credentials", "/usr/bin/python3", "-c", TAKE_DESCRIPTORS]
+        answers = run(*enter, *attack, str(pid), *map(str, family)).split()
+        assert answers == ["True", *["False"] * len(family)]
+        os.kill(family[1], signal.SIGSTOP)
+        process.kill()
+        wait_for_end(family)
+
+
+@pytest.mark.parametrize("is_command", [True, False])
+def test_root_becomes_nobody_also_where_there_is_a_user_namespace(host: Namespace, is_command: bool) -> None:
+    """Main and the process that serves it, though root of the host has to join what is an ordinary user's."""
+    with contextlib.ExitStack() as opened:
+        pid = opened.enter_context(sleeping(host, "--user", "--map-root-user", "--net"))
+        arguments = ["sleep", "1000"] if is_command else ["-f", "--config-net", str(pid)]
+        ports = ["-t", "none", "-u", "none", "-T", "80", "-U", "none"]
+        process = opened.enter_context(Pasta(host, "-q", *arguments, as_root=True, ports=ports))
+
+        def serving() -> set[str]:
+            family = process.family()
+            both = {family[0], family[_agent(family)]} if len(family) >= (5 if is_command else 2) else set()
+            return {_status(one, "Uid") for one in both}
+
+        wait_for(lambda: serving() == {"\t".join(["65534"] * 4)}, "being nobody")
+        if not is_command:
+            assert " 0100007F:0050 " in Path(f"/proc/{pid}/net/tcp").read_text(), "a low port, by its one privilege"
+
+
+def _status(pid: int, name: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.removeprefix(f"{name}:\t") for line in lines if line.startswith(f"{name}:"))
+
+
 def test_path_of_a_process_and_what_is_left_there(host: Namespace) -> None:
     """Killed, it leaves nothing there but that the loopback device is up; another one may come after it."""
     with sleeping(host, "--user", "--map-root-user", "--net") as pid:
@@ -340,7 +400,7 @@ def test_path_of_a_process_and_what_is_left_there(host: Namespace) -> None:
         for _ in range(2):
             with Pasta(host, *arguments) as process:
                 wait_for(lambda: interfaces(pid) == {"lo", "uplink"}, "the tap")
-                family = wait_for(lambda: len(found := process.family()) >= 2 and found, "its processes")
+                family = process.whole_family(2)
                 process.kill()
                 wait_for_end(family)
             assert interfaces(pid) == {"lo"}
@@ -387,12 +447,28 @@ def test_path_that_is_unmounted(host: Namespace, tmp_path: Path) -> None:
         enter = ["nsenter", f"--net=/run/netns/{host.name}"]  # "ip netns exec" has mounts of its own
         with Pasta(host, "-q", "-f", "--netns", str(tmp_path / "ns"), enter=enter) as process:
             wait_for(lambda: "uplink" in run("nsenter", f"--net={tmp_path / 'ns'}", "ip", "link"), "the tap")
-            run("umount", str(tmp_path / "ns"))
+            run("umount", "--lazy", str(tmp_path / "ns"))
             mounted = False
             assert process.says() == (0, "", "")
     finally:
         if mounted:
-            run("umount", str(tmp_path / "ns"))
+            run("umount", "--lazy", str(tmp_path / "ns"))
+
+
+def test_command_does_not_begin_without_network(host: Namespace) -> None:
+    """Where there are too few descriptors, one line says so; no number is so low that it says nothing."""
+    enter = [*host.enter_unprivileged(), "prlimit"]
+    with contextlib.ExitStack() as opened:
+        started = [
+            opened.enter_context(Pasta(host, "-q", "echo", "begun", enter=[*enter, f"--nofile={limit}:{limit}"]))
+            for limit in (12, 16, 20, 24, 28)
+        ]
+        for process in started:
+            status, output, errors = process.says()
+            assert (status, output) == (1, ""), errors
+            assert errors.startswith("trio-pasta: ")
+            assert errors.count("\n") == 1, errors
+            assert "ulimit -n" in errors
 
 
 def test_what_can_not_be_joined_is_said_in_one_line(host: Namespace) -> None:
@@ -424,7 +500,7 @@ def test_start_and_memory(host: Namespace, measurements: list[str]) -> None:
     with Pasta(host, "-q", "sh", "-c", "echo; exec sleep 1000") as process:
         assert process.stdout is not None
         process.stdout.readline()
-        helpers = wait_for(lambda: len(found := process.family()) >= 5 and found, "all processes")[1:]
+        helpers = process.whole_family(5)[1:]
         private = {}
         for pid in helpers:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -17,7 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from socket import socket as Socket  # noqa: N812 - `Place` has a method of that name
 
 import pytest
 
@@ -36,9 +38,9 @@ APPEARS_WITHIN_S = 3.0
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
-WILDCARD = {V4: "0.0.0.0", V6: "::"}
-OWN = {V4: HOST4, V6: HOST6}
+LOOPBACK: dict[int, str] = {V4: "127.0.0.1", V6: "::1"}
+WILDCARD: dict[int, str] = {V4: "0.0.0.0", V6: "::"}
+OWN: dict[int, str] = {V4: HOST4, V6: HOST6}
 
 TO_GUEST, TO_HOST = 5001, 5011
 REFUSED = 5002
@@ -67,13 +69,13 @@ class Place:
             os.close(here)
             os.close(there)
 
-    def socket(self, family: int, kind: int = STREAM) -> socket.socket:
+    def socket(self, family: int, kind: int = STREAM) -> Socket:
         with self.entered():
             sock = socket.socket(family, kind)
         sock.settimeout(TIMEOUT_S)
         return sock
 
-    def serves(self, address: str, port: int, kind: int = STREAM, *, is_dual: bool = False) -> socket.socket:
+    def serves(self, address: str, port: int, kind: int = STREAM, *, is_dual: bool = False) -> Socket:
         family = V6 if ":" in address else V4
         sock = self.socket(family, kind)
         if family == V6:
@@ -84,7 +86,7 @@ class Place:
             sock.listen()
         return sock
 
-    def client(self, address: str, port: int, kind: int = STREAM) -> socket.socket:
+    def client(self, address: str, port: int, kind: int = STREAM) -> Socket:
         sock = self.socket(V6 if ":" in address else V4, kind)
         try:
             sock.connect((address, port))
@@ -404,6 +406,10 @@ def is_open(place: Place, address: str, port: int) -> bool:
     return True
 
 
+def is_closed(place: Place, address: str, port: int) -> bool:
+    return not is_open(place, address, port)
+
+
 @pytest.fixture(scope="module")
 def followed_namespace(topology: Topology) -> Iterator[Unprivileged]:
     with tun.open_to_everybody(), Unprivileged(topology.host.enter_unprivileged()) as namespace:
@@ -444,7 +450,7 @@ class TestAutomatic:
             with ExitStack() as listeners:
                 sockets = [listeners.enter_context(there.serves(at, port)) for _, _, there, at, port in ways]
                 for (here, address, _, _, port), listener in zip(ways, sockets, strict=True):
-                    eventually(lambda here=here, address=address, port=port: is_open(here, address, port), "the port")
+                    eventually(partial(is_open, here, address, port), "the port")
                     listener.accept()[0].close()
                     servers.append(joined(here.client(address, port), listener, opened)[0])
                 for here, address, *_, port in ways:
@@ -452,7 +458,7 @@ class TestAutomatic:
                         assert not is_open(here, other, port), "only where it is asked for"
             for here, address, *_, port in ways:
                 gone = f"the end of {address} port {port}"
-                eventually(lambda here=here, address=address, port=port: not is_open(here, address, port), gone)
+                eventually(partial(is_closed, here, address, port), gone)
             for server in servers:
                 server.sendall(b"still there")
         log = automatic.log_tail()
@@ -471,7 +477,7 @@ class TestAutomatic:
             host.serves("0.0.0.0", 8010),
         ):
             for family in (V4, V6):
-                eventually(lambda family=family: is_open(host, LOOPBACK[family], 8009), "a port of both families")
+                eventually(partial(is_open, host, LOOPBACK[family], 8009), "a port of both families")
             eventually(lambda: is_open(guest, "127.0.0.1", 8010), "a port of the host")
             assert not is_open(host, "127.0.0.1", 8006)
             assert not is_open(guest, "127.0.0.1", 8007)
@@ -516,7 +522,7 @@ def test_two_for_one_namespace_do_not_keep_each_others_ports_open(
         ways = ((host, guest, 8201), (guest, host, 8202))
         with guest.serves("127.0.0.1", 8201), host.serves("127.0.0.1", 8202):
             for here, _, port in ways:
-                eventually(lambda here=here, port=port: is_open(here, "127.0.0.1", port), "the port")
+                eventually(partial(is_open, here, "127.0.0.1", port), "the port")
             time.sleep(1.2)
         for place, port in [(place, port) for *places, port in ways for place in places]:
-            eventually(lambda place=place, port=port: not is_open(place, "127.0.0.1", port), "the port's end", 6.0)
+            eventually(partial(is_closed, place, "127.0.0.1", port), "the port's end", 6.0)

@@ -54,7 +54,6 @@ def namespace(
         interface=interface,
         mac=mac,
         configures="config-net" in flags or (is_new and "no-config-net" not in flags),
-        takes_advertisements="config-net" not in flags,
         copies_addresses="no-copy-addrs" not in flags,
         copies_routes="no-copy-routes" not in flags,
         splices="no-splice" not in flags,

@@ -132,7 +132,7 @@ TABLE = (
                 "no-config-net",
                 None,
                 "Leave the interface in a new namespace as it is. Default: it is set up, so that COMMAND is online; a"
-                " DHCP client or router advertisements may still change that. (Not an option of pasta.)",
+                " DHCP client may still change that. (Not an option of pasta.)",
                 Mode.NAMESPACE,
             ),
             _flag(

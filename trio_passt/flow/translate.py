@@ -7,7 +7,7 @@ reach is behind the DNS ports of the gateway's address, or of one that the opera
 else keeps address and port.
 """
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address
 
 from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
 from trio_passt.host.endpoint import Endpoint, interface_index
@@ -40,7 +40,7 @@ class AddressMap:
     network changed still does where it is in nothing's way: the guest may not know better yet.
     """
 
-    __slots__ = ("_broadcast", "_dns", "_gateways", "_guest_by_host", "_host_by_guest", "_interface", "_local")
+    __slots__ = ("_broadcast", "_closed", "_dns", "_gateways", "_guest_by_host", "_host_by_guest", "_interface", "_local")
 
     def __init__(self, network: GuestNetwork, link_local_interface: str | None = None) -> None:
         """`link_local_interface` is where link-local destinations are, if not at the one that IPv6 was taken from."""
@@ -51,6 +51,7 @@ class AddressMap:
         self._local: set[bytes] = set()
         self._gateways: dict[int, bytes] = {}
         self._interface = link_local_interface
+        self._closed = network.closed
         self._broadcast = {b"\xff" * 4}
         if network.ipv4:
             self._add(network.ipv4)
@@ -92,10 +93,14 @@ class AddressMap:
         on_host = self._dns.get(address) if port in DNS_PORTS else None
         on_host = on_host or self._host_by_guest.get(address)
         if on_host is None:
-            if len(address) not in self._gateways or not is_unicast(address):
+            if len(address) not in self._gateways or not is_unicast(address) or self.is_closed(address):
                 return None
             on_host = address
         return Endpoint(on_host, port, interface_index(self._interface) if is_link_local(on_host) else 0)
+
+    def is_closed(self, address: bytes) -> bool:
+        """Whether this is an address of a network in which there is nobody else than those that stand for the host."""
+        return bool(self._closed) and any(ip_address(address) in network for network in self._closed)
 
     def is_for_neighbours(self, address: bytes) -> bool:
         """Whether this is a group's address or everybody's (RFC 1112, RFC 919, RFC 4291 section 2.7).

@@ -104,6 +104,7 @@ def decide(wishes: Wishes, host: Host, told: GuestNetwork | None = None) -> Deci
         ),
         services=wishes.services,
         transports=wishes.transports,
+        closed=wishes.closed,
     )
     if told is not None:
         network = evolve(network, former=_former(told, network, {address.address for address in host.addresses}))
@@ -137,6 +138,8 @@ def _as_wished(found: _Guest | None, local: _Guest, wishes: Wishes, host: Host) 
     gateway = of_family(wishes.gateways, version)
     if gateway is not None:
         changes["gateway"] = gateway
+        if version == 6:
+            changes["host_gateway"] = None
     return evolve(guest, **changes)
 
 
@@ -153,7 +156,8 @@ def _prefix_length(address: IPAddress, wishes: Wishes, host: Host) -> int:
 def _host_addresses(guest: GuestIPv4 | GuestIPv6, wishes: Wishes, own: IPAddress | None) -> Iterator[HostAddress]:
     """All of one family; `own` is the host's own address, if it has one.
 
-    The default router of an IPv6 guest is link-local; if the gateway is not, both stand for the host.
+    The default router of an IPv6 guest is link-local; if the gateway is not, wished for or the host's, both stand for the
+    host.
     """
     version = guest.address.version
     loopback = loopback_address(guest, wishes)
@@ -161,6 +165,8 @@ def _host_addresses(guest: GuestIPv4 | GuestIPv6, wishes: Wishes, own: IPAddress
         yield HostAddress(loopback, _LOOPBACK[version])
         if version == 6 and loopback == guest.gateway and not loopback.is_link_local:
             yield HostAddress(ROUTER_IPV6, _LOOPBACK[version])
+        if isinstance(guest, GuestIPv6) and loopback == guest.gateway and guest.host_gateway is not None:
+            yield HostAddress(guest.host_gateway, _LOOPBACK[version])
     mapped = of_family(wishes.own_addresses, version)
     if mapped is not None and own is not None:
         yield HostAddress(mapped, own)

@@ -23,6 +23,7 @@ import trio
 
 from trio_passt.config import Protocol
 from trio_passt.host.holder import proc_address
+from trio_passt.host.opener import MARK
 from trio_passt.host.rtnetlink import aligned, messages
 from trio_passt.host.side import Side
 
@@ -47,7 +48,11 @@ _REQUEST = struct.Struct("=BBBBI48x")
 _MESSAGE = struct.Struct("=BB2x 2s2s 16s16s I 8x 12x II")
 """struct inet_diag_msg: family, state; ports, addresses, interface; user, inode."""
 _ATTRIBUTE = struct.Struct("=HH")
-_INET_DIAG_SKV6ONLY = 11
+_INET_DIAG_TOS, _INET_DIAG_TCLASS, _INET_DIAG_SKV6ONLY = 5, 6, 11
+_EXTENSIONS = 1 << (_INET_DIAG_TOS - 1) | 1 << (_INET_DIAG_TCLASS - 1)
+
+_KERNEL = 0
+"""Its address (netlink(7)); but root in a namespace can send to a netlink socket of it, too."""
 
 _RECEIVE_BYTES = 1 << 16
 _NOT_BY_NETLINK = frozenset(
@@ -66,6 +71,7 @@ class BoundSocket(NamedTuple):
 
     `address` is packed; that of IPv4 also if the socket is of IPv6 and bound to an IPv4-mapped one.  `is_dual`: one of
     IPv6 that is bound to all addresses, IPv4's, too.  `interface` is the number of the one it is bound to, or 0.
+    `is_marked`: it is a forwarded port at a namespace's loopback, of whatever program like this one.
     """
 
     protocol: Protocol
@@ -74,6 +80,7 @@ class BoundSocket(NamedTuple):
     inode: int
     interface: int = 0
     is_dual: bool = False
+    is_marked: bool = False
 
     @property
     def is_wildcard(self) -> bool:
@@ -95,7 +102,7 @@ class BoundSocket(NamedTuple):
 def request(protocol: Protocol, family: int, states: Iterable[int], number: int) -> bytes:
     """The question for all sockets in one of these states."""
     mask = sum(1 << state for state in set(states))
-    body = _REQUEST.pack(family, _PROTOCOL_NUMBER[protocol], 0, 0, mask)
+    body = _REQUEST.pack(family, _PROTOCOL_NUMBER[protocol], _EXTENSIONS, 0, mask)
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, number, 0)
     return header + body
 
@@ -136,22 +143,27 @@ def _parse_socket(body: bytes, protocol: Protocol) -> BoundSocket | None:
     if family == socket.AF_INET:
         address = address[:4]
     elif family == socket.AF_INET6:
-        is_dual = not any(address) and not _is_ipv6_only(body)
+        is_dual = not any(address) and not _attribute(body, _INET_DIAG_SKV6ONLY)
     else:
         raise MalformedListing("a socket of another family")
-    return BoundSocket(protocol, _plain(address), int.from_bytes(port, "big"), inode, interface, is_dual)
+    found = BoundSocket(protocol, _plain(address), int.from_bytes(port, "big"), inode, interface, is_dual)
+    if found.is_loopback:
+        traffic_class = _attribute(body, _INET_DIAG_TOS if family == socket.AF_INET else _INET_DIAG_TCLASS)
+        return found._replace(is_marked=traffic_class == MARK)
+    return found
 
 
-def _is_ipv6_only(body: bytes) -> bool:
+def _attribute(body: bytes, wanted: int) -> int:
+    """The value of one that is a byte; 0 if it is not there."""
     at = _MESSAGE.size
     while at + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, at)
         if not _ATTRIBUTE.size <= length <= len(body) - at:
             raise MalformedListing("an attribute that is cut")
-        if kind == _INET_DIAG_SKV6ONLY and length > _ATTRIBUTE.size:
-            return bool(body[at + _ATTRIBUTE.size])
+        if kind == wanted and length > _ATTRIBUTE.size:
+            return body[at + _ATTRIBUTE.size]
         at += aligned(length)
-    return False
+    return 0
 
 
 def _plain(address: bytes) -> bytes:
@@ -241,7 +253,8 @@ class Listing:
         try:
             netlink.send(request(protocol, family, states, self._number))
             while not has_ended:
-                part = parse_part(netlink.recv(_RECEIVE_BYTES), protocol)
+                data, (sender, _) = netlink.recvfrom(_RECEIVE_BYTES)
+                part = parse_part(data, protocol) if sender == _KERNEL else Part([], False, 0)
                 has_ended = part.is_last
                 if part.error:
                     raise OSError(part.error, os.strerror(part.error))

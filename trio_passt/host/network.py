@@ -259,5 +259,7 @@ def substitute_gateway(address: IPv4Interface, *others: IPv4Interface) -> IPv4Ad
 
 def _ipv6(address: Address, hop: NextHop, interface: str) -> GuestIPv6:
     assert isinstance(address.address, IPv6Address)
-    gateway = hop.gateway if isinstance(hop.gateway, IPv6Address) and hop.gateway.is_link_local else ROUTER_IPV6
-    return GuestIPv6(address.address, address.prefix_length, gateway, interface)
+    if isinstance(hop.gateway, IPv6Address) and hop.gateway.is_link_local:
+        return GuestIPv6(address.address, address.prefix_length, hop.gateway, interface)
+    host_gateway = hop.gateway if isinstance(hop.gateway, IPv6Address) else None
+    return GuestIPv6(address.address, address.prefix_length, ROUTER_IPV6, interface, host_gateway=host_gateway)

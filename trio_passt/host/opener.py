@@ -25,29 +25,53 @@ MISSING_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROT
 OF_THE_PLACE = MISSING_FAMILY | {errno.ENODEV}
 """Errors about an address, an interface or a family: they are the same for all its ports."""
 
+MARK = 43 << 2
+"""The traffic class of a namespace's loopback ports: it never leaves that, and whoever lists the sockets there can tell
+that they are a program's like this one.  A code point for local use (RFC 2474 section 6)."""
+
 IP_PKTINFO, IP_FREEBIND, IPV6_FREEBIND = 8, 15, 78  # linux/in.h, linux/in6.h; not in Python 3.11's socket module
 
 _WILDCARD: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_MARKS: dict[int, tuple[int, int, int | bytes]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TOS, MARK),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, MARK),
+}
 _LOOPBACK: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 class Opener:
     """Makes the sockets of one forward in one family, bound, and listening if they are TCP's."""
 
-    __slots__ = ("_address", "_host", "_is_tcp", "_kind", "_options", "_place", "family", "forward")
+    __slots__ = (
+        "_address",
+        "_host",
+        "_is_tcp",
+        "_kind",
+        "_options",
+        "_place",
+        "family",
+        "forward",
+        "freebind",
+        "on_loopback",
+    )
 
     def __init__(
         self, forward: PortForward, family: socket.AddressFamily, *, freebind: bool, on_loopback: bool = False
     ) -> None:
         self.forward = forward
         self.family = family
+        self.freebind = freebind
+        self.on_loopback = on_loopback
         self._is_tcp = forward.protocol is Protocol.TCP
         kind = socket.SOCK_STREAM if self._is_tcp else socket.SOCK_DGRAM
         self._kind = kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._host = str(forward.address or (_LOOPBACK if on_loopback else _WILDCARD)[family])
         self._address = ip_address(self._host)
         self._place = " in the namespace" if on_loopback else ""
-        self._options = tuple(_options(forward, is_ipv6=family == socket.AF_INET6, freebind=freebind))
+        options = list(_options(forward, is_ipv6=family == socket.AF_INET6, freebind=freebind))
+        if on_loopback and self._address.is_loopback:
+            options.append(_MARKS[family])
+        self._options = tuple(options)
 
     @classmethod
     def all_of(cls, forward: PortForward, *, freebind: bool, on_loopback: bool = False) -> list["Opener"]:

@@ -37,7 +37,7 @@ AFTER_RESET_S = 60.0
 """How long a receiver may take for what its peer sent before it reset the connection."""
 
 LOOK_AFTER_RESET_S = 0.02
-"""It takes that in no time, if it reads; nothing tells."""
+"""It takes that in no time, if it reads; nothing tells.  If it does not, there is less and less hope."""
 
 _READING = readiness.READABLE | readiness.PEER_CLOSED | readiness.HANG_UP | readiness.ERROR
 _ENDING = readiness.PEER_CLOSED | readiness.HANG_UP | readiness.ERROR
@@ -201,7 +201,8 @@ class LocalConnection:
             return self._reset_due
         if not sockets.unacknowledged(still.sink.sock):
             return None
-        return min(self._reset_due, now + LOOK_AFTER_RESET_S)
+        waited_s = AFTER_RESET_S - (self._reset_due - now)
+        return min(self._reset_due, now + max(LOOK_AFTER_RESET_S, waited_s / 2))
 
     def _close(self) -> None:
         """With a reset, unless both have ended well, or who was told the end already has no other news."""

@@ -63,11 +63,15 @@ class LocalFlows:
     def connect(self, client: socket.socket, peer: Endpoint, dialled: Endpoint, destination: Endpoint) -> bool:
         """Join an accepted connection to a new one; false if there is no way there, and nothing was done.
 
-        The client is reset if the destination refuses it, or if there are no means.
+        The client is reset if the destination refuses it.
         """
+        server = self._socket(destination, socket.SOCK_STREAM)
+        if server is None:
+            return False
         try:
-            server, is_connected = self._dial(destination)
+            is_connected = self._dial(server, destination)
         except OSError as error:
+            server.close()
             if error.errno in sockets.NO_WAY:
                 log.debug("no local way for %s to %s: %s", peer, destination, error.strerror)
                 return False
@@ -109,9 +113,13 @@ class LocalFlows:
         """Give datagrams to their client's flow, perhaps a new one; false if there is no way, and nothing was done."""
         flow = self.udp.get(key_of(port, peer, local))
         if flow is None or flow.is_over:
+            server = self._socket(destination, socket.SOCK_DGRAM)
+            if server is None:
+                return False
             try:
-                server = self._open_udp(destination)
+                self._connect_udp(server, destination)
             except OSError as error:
+                server.close()
                 if error.errno in sockets.NO_WAY:
                     return False
                 self._warn(error)
@@ -137,31 +145,30 @@ class LocalFlows:
         if sockets.lacks_means(error):
             self._session.exhaustion.warn(log, "can't open a local connection: %s", error.strerror)
 
-    def _dial(self, destination: Endpoint) -> tuple[socket.socket, bool]:
-        """A socket, and whether it is connected already: on loopback it mostly is.  Raises OSError."""
-        sock = self._side.socket(destination.family, socket.SOCK_STREAM)
+    def _socket(self, destination: Endpoint, kind: int) -> socket.socket | None:
+        """One of that side; `None` if there is none to be had: whatever lacks there, the tap may still lead there."""
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._bind(sock, destination)
-            number = sock.connect_ex(destination.sockaddr())
-            if number not in (0, errno.EINPROGRESS):
-                raise OSError(number, os.strerror(number))
-        except BaseException:
-            sock.close()
-            raise
-        return sock, not number
+            return self._side.socket(destination.family, kind)
+        except OSError as error:
+            log.debug("no socket for a local flow to %s: %s", destination, error.strerror)
+            self._warn(error)
+            return None
 
-    def _open_udp(self, destination: Endpoint) -> socket.socket:
-        sock = self._side.socket(destination.family, socket.SOCK_DGRAM)
-        try:
-            error_queue.enable(sock)
-            self._bind(sock, destination)
-            sock.connect(destination.sockaddr())
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+    def _dial(self, sock: socket.socket, destination: Endpoint) -> bool:
+        """Whether it is connected already: on loopback it mostly is.  Raises OSError."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._bind(sock, destination)
+        number = sock.connect_ex(destination.sockaddr())
+        if number not in (0, errno.EINPROGRESS):
+            raise OSError(number, os.strerror(number))
+        return not number
+
+    def _connect_udp(self, sock: socket.socket, destination: Endpoint) -> None:
+        """Raises OSError."""
+        error_queue.enable(sock)
+        self._bind(sock, destination)
+        sock.connect(destination.sockaddr())
 
     def _bind(self, sock: socket.socket, destination: Endpoint) -> None:
         """To the address that it goes to, if that is not a loopback one: it has to be that side's own.

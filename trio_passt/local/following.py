@@ -8,13 +8,16 @@ is done less often.  Our own sockets are no reason for anything, or two directio
 for ever.
 
 Neither are those that another program like this one has in the namespace on behalf of the host: two for one namespace
-would do the same to each other.  Its sockets there are told by who has them, a process that is out here; it matters
-only where loopback leads to loopback.
+would do the same to each other.  It matters only where loopback leads to loopback.  Its sockets there have a mark that
+the kernel lists, or are told by who has them, a process that is out here.
+
+There may be very many who listen, and every connection takes a descriptor, too: each direction gets a share of them.
 
 A port that can't be had (a program of that side has it, or it takes a privilege) is tried again, with one line for
 those who debug.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -23,7 +26,7 @@ from attrs import define, field
 
 from trio_passt.config import AutomaticPorts, PortForward, Protocol
 from trio_passt.errors import StartupError
-from trio_passt.host import port_ranges
+from trio_passt.host import limits, port_ranges, sockets
 from trio_passt.host.ephemeral import ephemeral_ports
 from trio_passt.host.holder import held_from_here
 from trio_passt.host.listeners import PortListeners
@@ -35,6 +38,9 @@ log = logging.getLogger("trio_passt.ports")
 EVERY_S = 1.0
 MOST_SHARE = 0.05
 """Of the time of a processor."""
+
+ONE_IN = 8
+"""So many of this process's descriptors are for one direction."""
 
 AGAIN_AT_FIRST_S, AGAIN_AT_LAST_S = 1.0, 16.0
 """What is refused for a reason that can't be seen is tried again, less and less often."""
@@ -86,8 +92,10 @@ class _Direction:
     named: Collection[PortForward]
     place: _Place
     towards: str
+    most: int
     open: set[PortForward] = field(factory=set)
     refused: dict[PortForward, _Refused] = field(factory=dict)
+    was_full: bool = False
 
     async def update(self, wanted: set[PortForward]) -> bool:
         """Open and close what is different; whether there was something.  Raises OSError."""
@@ -99,11 +107,23 @@ class _Direction:
         self.refused = {forward: refused for forward, refused in self.refused.items() if forward in wanted}
         now = trio.current_time()
         new = [forward for forward in wanted - self.open if self._is_due(forward, now)]
-        opened = {forward for forward in sorted(new, key=_order) if self._add(forward, await self.place.look())}
+        opened: set[PortForward] = set()
+        for forward in sorted(new, key=_order):
+            if len(self.open) + len(opened) >= self.most:
+                self._tell_full(len(wanted))
+                break
+            if self._add(forward, await self.place.look()):
+                opened.add(forward)
         _tell("forwarding %s ports to %s: %s", self.towards, opened, self.open | gone)
         self.open |= opened
         _tell("%s ports are not forwarded to %s any more, nobody listens there: %s", self.towards, gone, self.open)
         return bool(gone or opened)
+
+    def _tell_full(self, wanted: int) -> None:
+        if not self.was_full:
+            text = "forwarding only %d of %d ports to %s, the rest of the descriptors is for connections: %s"
+            log.warning(text, self.most, wanted, self.towards, limits.describe(errno.EMFILE))
+        self.was_full = True
 
     def _is_due(self, forward: PortForward, now: float) -> bool:
         refused = self.refused.get(forward)
@@ -157,8 +177,9 @@ class AutomaticForwards:
         ephemeral = ephemeral_ports()
         self._inside = _Place(inside, to_host, protocols, ephemeral)
         self._outside = _Place(outside, to_guest, protocols, ephemeral)
-        self._to_guest = _Direction(ports.to_guest, named[1], self._outside, "the namespace")
-        self._to_host = _Direction(ports.to_host, named[0], self._inside, "the host")
+        most = sockets.descriptor_limit() // ONE_IN
+        self._to_guest = _Direction(ports.to_guest, named[1], self._outside, "the namespace", most)
+        self._to_host = _Direction(ports.to_host, named[0], self._inside, "the host", most)
         self._own_addresses = own_addresses
         self._on_change = on_change
         self._to_loopback = to_loopback
@@ -204,8 +225,8 @@ class AutomaticForwards:
         return has_changed
 
     def _without_strangers(self) -> list[BoundSocket]:
-        """Those in the namespace, but not loopback's that a process out here has."""
-        sockets = self._inside.settled
+        """Those in the namespace, but not loopback's that are marked, or that a process out here has."""
+        sockets = [sock for sock in self._inside.settled if not sock.is_marked]
         loopbacks = {sock.inode for sock in sockets if sock.is_loopback}
         unknown = loopbacks - self._judged.keys()
         strangers = held_from_here(unknown, within_s=FIND_HOLDERS_WITHIN_S) if unknown else set()

@@ -10,6 +10,7 @@ from trio_passt.config import Binding, Config, PortForward
 from trio_passt.flow.guest import Guest
 from trio_passt.flow.session import Session
 from trio_passt.flow.table import FlowLimit, FlowTable
+from trio_passt.host import sockets
 from trio_passt.host.listeners import PortListeners, Receiver
 from trio_passt.host.listening import Listing
 from trio_passt.host.side import Here, Side
@@ -19,6 +20,10 @@ from trio_passt.local.flows import LocalFlows, Means
 from trio_passt.local.following import AutomaticForwards
 from trio_passt.local.pipes import PipePool
 from trio_passt.local.receiver import ToGuest, ToHost
+
+UDP_ONE_IN = 16
+"""So many of this process's descriptors are for UDP's local flows of one direction.  The tap's have half of them, and
+automatic ports a quarter (`following`)."""
 
 
 class LocalPorts:
@@ -80,6 +85,7 @@ class LocalPorts:
         It ends with `nursery`.
         """
         self._guest = session.guest
+        most_udp = min(most_udp, sockets.descriptor_limit() // UDP_ONE_IN)
         means = Means(session, nursery, tcp_limit, most_udp, PipePool())
         to_host = ToHost(means, Here())
         self._flows = [to_host.flows]

@@ -7,26 +7,32 @@ the daemon has them made by a small process in there, and gets their descriptors
 unix(7)); it never changes its own namespaces.  Each request is one message, answered by one message, in order.  The
 process ends when the daemon does: then its end of the connection is closed.
 
-Of its privileges it keeps only what it takes to bind ports below 1024 in there.
+Of its privileges it keeps only what it takes to bind ports below 1024 in there.  Where we are root, it stays out of a
+user namespace that is the guest's, over which root has power from outside: in there it could not become the user that
+the daemon becomes (it has no number there), and would have root's files still.
+
+Requests are JSON: the daemon talks to a network, and shall not be able to have more done here than this.
 """
 
 import errno
 import fcntl
+import json
 import os
-import pickle
 import socket
 import struct
 from contextlib import ExitStack, suppress
+from ipaddress import ip_address
 
 from attrs import frozen
 
-from trio_passt.config import RunAs
+from trio_passt.config import PortForward, Protocol, RunAs
 from trio_passt.errors import StartupError
 from trio_passt.host.libc import call
 from trio_passt.host.opener import Opener
 from trio_passt.host.side import Here
 from trio_passt.namespace import processes
-from trio_passt.namespace.enter import Namespaces
+from trio_passt.namespace.enter import CLONE_NEWNET, Namespaces
+from trio_passt.namespace.report import Report
 from trio_passt.namespace.tap_device import open_tap
 
 MAX_REQUEST_BYTES = 16384
@@ -83,24 +89,49 @@ class ProcNet:
 Request = Sockets | Open | Diagnostics | ProcNet
 
 
-@frozen
-class Born:
-    """The first message: the tap's MAC address, with its descriptor; or why there is no tap."""
+def pack(request: Request) -> bytes:
+    """As it is sent."""
+    words: list[str | int | None]
+    match request:
+        case Sockets(family, kind, count):
+            words = ["sockets", family, kind, count]
+        case Open(opener, port):
+            forward = opener.forward
+            address = str(forward.address) if forward.address is not None else None
+            words = ["open", opener.family, forward.protocol.value, port, address, forward.interface]
+            words += [opener.freebind, opener.on_loopback]
+        case Diagnostics():
+            words = ["diagnostics"]
+        case ProcNet(name):
+            words = ["proc", name]
+    return json.dumps(words).encode()
 
-    mac: bytes = b""
-    error: str | None = None
 
-
-@frozen
-class Answer:
-    """To a request, with `count` descriptors; fewer than asked for, for the reason of `error`, an errno."""
-
-    count: int
-    error: int = 0
+def unpack(message: bytes) -> Request:
+    """What was sent.  Raises ValueError."""
+    match json.loads(message):
+        case ["sockets", int(family), int(kind), int(count)]:
+            return Sockets(family, kind, count)
+        case ["open", int(family), str(protocol), int(port), address, interface, bool(freebind), bool(on_loopback)]:
+            where = ip_address(str(address)) if address is not None else None
+            of = str(interface) if interface is not None else None
+            forward = PortForward(Protocol(protocol), port, port, port, where, of)
+            opener = Opener(forward, socket.AddressFamily(family), freebind=freebind, on_loopback=on_loopback)
+            return Open(opener, port)
+        case ["diagnostics"]:
+            return Diagnostics()
+        case ["proc", str(name)] if name.replace("_", "").isalnum():
+            return ProcNet(name)
+        case _:
+            raise ValueError("no request")
 
 
 def start(birth: Birth) -> tuple[int, socket.socket]:
-    """Fork the process; its process ID, and the connection to it, on which a `Born` will come.  Raises OSError."""
+    """Fork the process; its process ID, and the connection to it.  Raises OSError.
+
+    On that, a `Report` comes with the tap's MAC address and descriptor, or why there is none; and one to each request,
+    with descriptors, fewer than asked for if there is an error.
+    """
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         kept = [its.fileno(), birth.namespaces.net]
@@ -117,22 +148,23 @@ def start(birth: Birth) -> tuple[int, socket.socket]:
 
 def _live(daemon: socket.socket, birth: Birth) -> int:
     processes.without_standard_descriptors()
+    processes.be_dumpable(is_dumpable=False)  # before anybody in there can see it
     try:
-        birth.namespaces.join()
+        is_as_we_are = _join(birth)
         birth.namespaces.close()
         _bring_up("lo")
         tap = open_tap(birth.interface)
         if birth.mac is not None:
             _set_mac(birth.interface, birth.mac)
         mac = _mac(birth.interface)
-        _give_up_privileges(birth)
+        _give_up_privileges(birth.run_as if is_as_we_are else None)
     except StartupError as error:
-        daemon.send(pickle.dumps(Born(error=str(error))))
+        daemon.send(Report(reason=str(error)).packed())
         return 1
     except OSError as error:
-        daemon.send(pickle.dumps(Born(error=f"can't set up the namespace: {error.strerror or error}")))
+        daemon.send(Report(reason=f"can't set up the namespace: {error.strerror or error}").packed())
         return 1
-    socket.send_fds(daemon, [pickle.dumps(Born(mac))], [tap])
+    socket.send_fds(daemon, [Report(mac).packed()], [tap])
     os.close(tap)
     while request := _next(daemon):
         _answer(daemon, request)
@@ -143,8 +175,18 @@ def _next(daemon: socket.socket) -> Request | None:
     """None: the daemon is gone."""
     with suppress(ConnectionError):
         message = daemon.recv(MAX_REQUEST_BYTES)
-        return pickle.loads(message) if message else None
+        return unpack(message) if message else None
     return None
+
+
+def _join(birth: Birth) -> bool:
+    """Whether we are in the daemon's user namespace still.  Raises StartupError."""
+    if birth.run_as is not None:
+        with suppress(OSError):  # root of a container may have power only in namespaces of its own
+            call("setns", birth.namespaces.net, CLONE_NEWNET)
+            return True
+    birth.namespaces.join()
+    return birth.namespaces.user is None
 
 
 def _answer(daemon: socket.socket, request: Request) -> None:
@@ -155,14 +197,13 @@ def _answer(daemon: socket.socket, request: Request) -> None:
             _open(request, opened, descriptors)
         except OSError as error:
             number = error.errno or errno.EIO
-        message = pickle.dumps(Answer(len(descriptors), number))
         try:
-            socket.send_fds(daemon, [message], descriptors)
+            socket.send_fds(daemon, [Report(error=number).packed()], descriptors)
         except ConnectionError:
             return
         except OSError as error:  # too many are on their way: unix(7), ETOOMANYREFS
             with suppress(ConnectionError):
-                daemon.send(pickle.dumps(Answer(0, error.errno or errno.EIO)))
+                daemon.send(Report(error=error.errno or errno.EIO).packed())
 
 
 def _open(request: Request, opened: ExitStack, descriptors: list[int]) -> None:
@@ -215,13 +256,13 @@ def _ioctl(number: int, request: bytearray) -> None:
         fcntl.ioctl(any_socket, number, request)
 
 
-def _give_up_privileges(birth: Birth) -> None:
-    """Where the namespace is owned by our own user namespace, root's other powers, those over files, go too."""
-    if birth.run_as is not None and birth.namespaces.user is None:
+def _give_up_privileges(run_as: RunAs | None) -> None:
+    """Also root's powers over files, where we may become somebody else."""
+    if run_as is not None:
         call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setgroups([])
-        os.setresgid(birth.run_as.gid, birth.run_as.gid, birth.run_as.gid)
-        os.setresuid(birth.run_as.uid, birth.run_as.uid, birth.run_as.uid)
+        os.setresgid(run_as.gid, run_as.gid, run_as.gid)
+        os.setresuid(run_as.uid, run_as.uid, run_as.uid)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     kept = struct.pack("=IIIIII", _CAP_NET_BIND_SERVICE, _CAP_NET_BIND_SERVICE, 0, 0, 0, 0)
     try:
@@ -229,3 +270,5 @@ def _give_up_privileges(birth: Birth) -> None:
     except PermissionError:  # we do not have it
         call("capset", header, bytes(24))
     call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    processes.be_dumpable(is_dumpable=False)
+    processes.die_with_parent()  # it may be stopped, and never see the end of the connection

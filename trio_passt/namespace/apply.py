@@ -69,14 +69,13 @@ _NO_LINK_LOCAL = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE",
 
 
 def _prepare_ipv6(plan: Plan, interface: str) -> bool:
-    """Whether the kernel has IPv6 at all.  If it is for us alone to set up, router advertisements have no say in it.
+    """Whether the kernel has IPv6 at all.  If it is for us to set up, router advertisements have no say in it.
 
-    They never add an address: the kernel would prefer it, as the latest, to the one that is the host's, too.
+    They would add an address, which the kernel would prefer, as the latest, to the one that is the host's, too.
     """
     settings = Path("/proc/sys/net/ipv6/conf", interface)
     if plan.with_ipv6:
-        accept_ra = "1" if plan.takes_advertisements else "0"
-        for name, value in (("disable_ipv6", "0"), ("autoconf", "0"), ("accept_ra", accept_ra)):
+        for name, value in (("disable_ipv6", "0"), ("accept_ra", "0")):
             with suppress(OSError):  # where /proc/sys may not be written, what follows tells whether that mattered
                 (settings / name).write_text(value, encoding="ascii")
     return settings.exists()

@@ -21,7 +21,6 @@ those that were ignored when we were called.
 
 import errno
 import os
-import pickle
 import pwd
 import signal
 import socket
@@ -42,15 +41,15 @@ from trio_passt.namespace.enter import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
     Namespaces,
+    kind_of,
     of_this_process,
 )
-from trio_passt.namespace.first_process import START, Execution, Failed
-from trio_passt.namespace.passing import receive
+from trio_passt.namespace.first_process import START, Execution
+from trio_passt.namespace.passing import close_all, receive
+from trio_passt.namespace.report import MOST_BYTES, Report, parse
 
 GRACE_S = 1.0
 """What the kernel may take to end everything in there."""
-
-_PR_SET_DUMPABLE = 4
 
 _CHANGED_BY_US = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGUSR1}
 """Ignored by Python, and by us until the daemon listens."""
@@ -140,14 +139,24 @@ class Command:
             self._connection.send(bytes([number]))
 
     def _made(self, *, makes_user: bool) -> Namespaces:
-        message, descriptors = receive(self._connection, 4096, 2)
+        kinds = [CLONE_NEWNET, CLONE_NEWUSER][: 2 if makes_user else 1]
+        message, descriptors = receive(self._connection, MOST_BYTES, len(kinds))
         if not message:
             raise StartupError(f"can't make the namespace: its process has ended with status {self._status()}")
-        failed: Failed | None = pickle.loads(message)
-        if failed is not None:
-            raise StartupError(failed.reason + _hint(failed.error, makes_user=makes_user))
-        if not descriptors:
-            raise StartupError("no descriptors are left for the namespace (see ulimit -n)")
+        try:
+            report = parse(message)
+            if report.reason is not None:
+                raise StartupError(report.reason + _hint(report.error, makes_user=makes_user))
+            if len(descriptors) < len(kinds):
+                raise StartupError("no descriptors are left for the namespace (see ulimit -n)")
+            if [kind_of(descriptor) for descriptor in descriptors] != kinds:
+                raise StartupError("can't make the namespace: its process has sent another one")
+        except OSError as error:
+            close_all(descriptors)
+            raise StartupError(f"can't make the namespace: {error.strerror}") from error
+        except BaseException:
+            close_all(descriptors)
+            raise
         net, *user = descriptors
         return Namespaces(net, user[0] if user else None)
 
@@ -176,16 +185,17 @@ def _keep(daemon: socket.socket, making: _Making) -> int:
         _make_namespaces(makes_user=making.makes_user)
         processes.die_with_parent()
         namespaces = of_this_process(user=making.makes_user)
+        processes.be_dumpable(is_dumpable=False)
         first = processes.fork(
             lambda: first_process.live(daemon, namespaces, making.execution),
             daemon.fileno(),
             *(descriptor for descriptor in (namespaces.net, namespaces.user) if descriptor is not None),
         )
     except _RefusedError as error:
-        daemon.send(pickle.dumps(Failed(*error.args)))
+        daemon.send(Report(reason=error.what, error=error.number).packed())
         return 1
     except OSError as error:
-        daemon.send(pickle.dumps(Failed(f"can't make the namespace: {error.strerror}")))
+        daemon.send(Report(reason=f"can't make the namespace: {error.strerror}").packed())
         return 1
     namespaces.close()
     daemon.close()
@@ -220,15 +230,16 @@ def _become(user: RunAs) -> None:
     os.setgroups([])
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
-    call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's
+    processes.be_dumpable(is_dumpable=True)  # else /proc/self is root's
 
 
 class _RefusedError(Exception):
     """Namespaces are refused; the daemon, which is outside still, knows more."""
 
     def __init__(self, what: str, error: OSError) -> None:
-        number = error.errno or 0
-        super().__init__(f"can't make a {what} namespace: {os.strerror(number)}", number)
+        self.number = error.errno or 0
+        self.what = f"can't make a {what} namespace: {os.strerror(self.number)}"
+        super().__init__(self.what)
 
 
 def _make_namespaces(*, makes_user: bool) -> None:

@@ -4,7 +4,6 @@ It begins before there is a tap, on the host's side, where it reads what is to b
 """
 
 import os
-import pickle
 import socket
 from contextlib import suppress
 
@@ -13,9 +12,9 @@ from trio_passt.errors import StartupError
 from trio_passt.namespace import processes
 from trio_passt.namespace.enter import Namespaces
 from trio_passt.namespace.passing import receive
+from trio_passt.namespace.report import MOST_BYTES, Report, parse
 
 _MAC_BYTES = 6
-_MAX_ANSWER_BYTES = 65536
 
 
 class Configurator:
@@ -43,13 +42,16 @@ class Configurator:
     def finish(self) -> None:
         """Wait for its end.  Raises `StartupError`."""
         try:
-            answer = self._connection.recv(_MAX_ANSWER_BYTES)
+            answer = self._connection.recv(MOST_BYTES)
         except OSError:
             answer = b""
         if not answer:
             status, self._process = processes.status_of(self._process), 0
             raise StartupError(f"the process that configures the namespace has ended with status {status}")
-        reason: str | None = pickle.loads(answer)
+        try:
+            reason = parse(answer).reason
+        except OSError as error:
+            raise StartupError(f"can't configure the namespace: {error.strerror}") from error
         if reason is not None:
             raise StartupError(reason)
 
@@ -63,6 +65,7 @@ class Configurator:
 
 def _live(connection: socket.socket, config: Config) -> int:
     reason = None
+    processes.be_dumpable(is_dumpable=False)
     try:
         from trio_passt.namespace.template import read_templates
 
@@ -82,5 +85,5 @@ def _live(connection: socket.socket, config: Config) -> int:
     except Exception as error:  # a broken installation, for one
         reason = f"can't configure the namespace: {error!r}"
     with suppress(ConnectionError):
-        connection.send(pickle.dumps(reason))
+        connection.send(Report(reason=reason).packed())
     return 0

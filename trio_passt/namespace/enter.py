@@ -140,11 +140,16 @@ def _open_file(path: Path, kind: int) -> int:
     return descriptor
 
 
+def kind_of(descriptor: int) -> int:
+    """The CLONE_NEW... of the namespace whose file this is.  Raises OSError if it is none."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+    return fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+
+
 def _check_kind(descriptor: int, path: Path, kind: int) -> None:
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.ENOTTY, "")
-        found = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+        found = kind_of(descriptor)
     except OSError as error:
         raise StartupError(f"{path} is no {_KINDS[kind]}, but an ordinary file or directory") from error
     if found != kind:

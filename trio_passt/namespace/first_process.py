@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pickle
 import select
 import signal
 import socket
@@ -16,6 +15,7 @@ from attrs import frozen
 from trio_passt.host.libc import call
 from trio_passt.namespace import processes
 from trio_passt.namespace.enter import Namespaces
+from trio_passt.namespace.report import Report
 
 START = 0
 """In place of a signal's number: the command may begin."""
@@ -42,14 +42,6 @@ class Execution:
     ignored: Collection[int]
 
 
-@frozen
-class Failed:
-    """Why there is no namespace; if the kernel refused one, its `error`, an errno, may be explained further."""
-
-    reason: str
-    error: int = 0
-
-
 def live(daemon: socket.socket, namespaces: Namespaces, execution: Execution) -> int:
     """Report to the daemon, wait for its word, and for the command; its status, as a shell has it."""
     processes.die_with_parent()
@@ -61,7 +53,7 @@ def live(daemon: socket.socket, namespaces: Namespaces, execution: Execution) ->
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     descriptors = [namespaces.net] + ([namespaces.user] if namespaces.user is not None else [])
-    socket.send_fds(daemon, [pickle.dumps(None)], descriptors)
+    socket.send_fds(daemon, [Report().packed()], descriptors)
     namespaces.close()
     poll = select.poll()
     poll.register(daemon, select.POLLIN)

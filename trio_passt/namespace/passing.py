@@ -4,13 +4,15 @@ Like `socket.recv_fds`, which does not pass on its flags: what it receives would
 """
 
 import array
+import os
 import socket
+from collections.abc import Iterable
 
 
 def receive(connection: socket.socket, size: int, count: int) -> tuple[bytes, list[int]]:
     """A message of `size` bytes at most, empty at the end, and `count` descriptors at most, closed on exec.
 
-    There are fewer where this process may have no more.  Raises OSError.
+    There are fewer where this process may have no more; the kernel closes those that are too many.  Raises OSError.
     """
     descriptors = array.array("i")
     space = socket.CMSG_LEN(count * descriptors.itemsize)
@@ -18,4 +20,13 @@ def receive(connection: socket.socket, size: int, count: int) -> tuple[bytes, li
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    if not message:
+        close_all(descriptors)  # a message without a byte looks like the end, but may have some
+        return message, []
     return message, list(descriptors)
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close them."""
+    for descriptor in descriptors:
+        os.close(descriptor)

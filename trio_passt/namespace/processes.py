@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from trio_passt.host.libc import call
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _ALL_DESCRIPTORS = 2**31 - 1
 
 END_WITHIN_S = 1.0
@@ -38,6 +38,16 @@ def die_with_parent() -> None:
     That the parent has ended already has to be noticed in another way.
     """
     call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def be_dumpable(*, is_dumpable: bool) -> None:
+    """Whether others of the same user may look into this process, trace it, or take its descriptors (ptrace(2)).
+
+    If not, root in a user namespace below the first one may not either.  Its files in /proc are root's then, so it can
+    write no map of user IDs (proc(5)).  The kernel sets this anew when credentials change, and on execve(2): a command
+    is like any other.
+    """
+    call("prctl", _PR_SET_DUMPABLE, int(is_dumpable), 0, 0, 0)
 
 
 def without_standard_descriptors() -> None:

@@ -96,15 +96,13 @@ class TapAddress:
 class Plan:
     """What the tap gets, in order; `mtu_bytes` `None`: what the kernel gives it.
 
-    `with_ipv6`: it has an address of IPv6, besides a link-local one.  `takes_advertisements`: it may learn more from
-    routers.
+    `with_ipv6`: it has an address of IPv6, besides a link-local one; nothing is to be learned from advertisements then.
     """
 
     mtu_bytes: int | None
     addresses: tuple[TapAddress, ...]
     routes: tuple[Route, ...]
     with_ipv6: bool
-    takes_advertisements: bool = False
 
 
 def plan(config: Config, mac: bytes, templates: dict[str, Template]) -> Plan:
@@ -127,7 +125,6 @@ def plan(config: Config, mac: bytes, templates: dict[str, Template]) -> Plan:
         tuple(addresses),
         tuple(routes),
         with_ipv6=network.ipv6 is not None,
-        takes_advertisements=namespace.takes_advertisements,
     )
 
 

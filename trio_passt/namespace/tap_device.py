@@ -3,14 +3,18 @@
 import errno
 import fcntl
 import os
+import stat
 import struct
 
 from trio_passt.errors import StartupError
 
 DEVICE = "/dev/net/tun"
 
-TUNSETIFF = 0x400454CA
+TUNSETIFF, TUNGETIFF = 0x400454CA, 0x800454D2
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+
+_DEVICE_NUMBER = os.makedev(10, 200)
+"""Linux's Documentation/admin-guide/devices.txt."""
 
 _IFREQ = struct.Struct("16sH22x")
 """`struct ifreq` of netdevice(7): the name, and the flags out of a union of 24 bytes."""
@@ -41,6 +45,19 @@ def open_tap(name: str) -> int:
         os.close(descriptor)
         raise StartupError(f"can't make the interface '{name}' in the namespace: {_reason(error)}") from error
     return descriptor
+
+
+def is_tap(descriptor: int) -> bool:
+    """Whether it is one of `open_tap`, as far as it matters who reads and writes it."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _DEVICE_NUMBER:
+        return False
+    try:
+        answer = fcntl.ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size))
+    except OSError:
+        return False  # it has no interface
+    flags: int = _IFREQ.unpack(answer)[1]
+    return flags & (IFF_TAP | IFF_NO_PI) == IFF_TAP | IFF_NO_PI
 
 
 def _open_device() -> int:

@@ -9,7 +9,7 @@ Connections from the host's loopback do not bypass the tap: they come from the g
 """
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from attrs import frozen, mutable
@@ -20,7 +20,7 @@ from trio_passt.cli.namespace import process
 from trio_passt.cli.options import Options, Show, check_socket_path
 from trio_passt.cli.values import UsageError, absolute_path, address, invalid, number
 from trio_passt.config import DEFAULT_MTU_BYTES as LINK_MTU_BYTES
-from trio_passt.config import IPAddress, Namespace, Outbound, WishedAddress, Wishes
+from trio_passt.config import IPAddress, IPNetwork, Namespace, Outbound, WishedAddress, Wishes
 from trio_passt.slirp4netns.option_table import DEFAULT_CIDR, DEFAULT_MTU_BYTES, LARGEST_MTU_BYTES, OPTIONS
 
 GUEST, HOST, NAMESERVER = 100, 2, 3
@@ -29,7 +29,7 @@ GUEST, HOST, NAMESERVER = 100, 2, 3
 LONGEST_PREFIX = 25
 """There have to be so many addresses."""
 
-IPV6_PREFIX_LENGTH = 64
+IPV6_NETWORK = IPv6Network("fd00::/64")
 GUEST_IPV6, HOST_IPV6, NAMESERVER_IPV6 = IPv6Address("fd00::100"), IPv6Address("fd00::2"), IPv6Address("fd00::3")
 
 DEFAULT_INTERFACE = "tap0"
@@ -139,9 +139,11 @@ def _wishes(flags: set[str], values: dict[str, str], network: IPv4Network) -> Wi
     guests = [WishedAddress(network[GUEST], network.prefixlen)]
     hosts: list[IPAddress] = [network[HOST]]
     nameservers: list[IPAddress] = [network[NAMESERVER]]
+    closed: list[IPNetwork] = [network]
     has_ipv6 = "enable-ipv6" in flags
     if has_ipv6:
-        guests.append(WishedAddress(GUEST_IPV6, IPV6_PREFIX_LENGTH))
+        closed.append(IPV6_NETWORK)
+        guests.append(WishedAddress(GUEST_IPV6, IPV6_NETWORK.prefixlen))
         hosts.append(HOST_IPV6)
         nameservers.append(NAMESERVER_IPV6)
     return Wishes(
@@ -151,6 +153,7 @@ def _wishes(flags: set[str], values: dict[str, str], network: IPv4Network) -> Wi
         gateways=tuple(hosts),
         dns_forwards=() if "disable-dns" in flags else tuple(nameservers),
         maps_gateway="disable-host-loopback" not in flags,
+        closed=tuple(closed),
     )
 
 

@@ -58,12 +58,12 @@ def spare(protocol: Protocol, first: int, last: int, address: str | None = None)
 
 def new(**values: Any) -> Namespace:
     """One that is made for a command, which is online then."""
-    return Namespace(configures=True, takes_advertisements=True, **values)
+    return Namespace(configures=True, **values)
 
 
 def joined(**values: Any) -> Namespace:
     """One that is there: what becomes of its network is its own to decide."""
-    return Namespace(takes_advertisements=True, **values)
+    return Namespace(**values)
 
 
 ALL = (spare(TCP, 1, 65535), spare(UDP, 1, 65535))
@@ -155,25 +155,24 @@ def test_which_namespace_and_what_becomes_of_it(words: tuple[str, ...], expected
 
 
 @pytest.mark.parametrize(
-    ("words", "configures", "takes_advertisements"),
+    ("words", "configures"),
     [
-        ((), True, True),
-        (("--no-dhcp", "ls"), True, True),
-        (("--config-net", "ls"), True, False),
-        (("--no-config-net", "ls"), False, True),
-        (("--no-config-net", "--config-net"), True, False),
-        (("--config-net", "--no-config-net"), False, True),
-        (("17",), False, True),
-        (("--netns=x",), False, True),
-        (("--config-net", "17"), True, False),
-        (("--config-net", "--netns=x", "--no-dhcp"), True, False),
-        (("--no-config-net", "17"), False, True),
+        ((), True),
+        (("--no-dhcp", "ls"), True),
+        (("--config-net", "ls"), True),
+        (("--no-config-net", "ls"), False),
+        (("--no-config-net", "--config-net"), True),
+        (("--config-net", "--no-config-net"), False),
+        (("17",), False),
+        (("--netns=x",), False),
+        (("--config-net", "17"), True),
+        (("--config-net", "--netns=x", "--no-dhcp"), True),
+        (("--no-config-net", "17"), False),
     ],
 )
-def test_who_is_set_up(words: tuple[str, ...], configures: bool, takes_advertisements: bool) -> None:
-    """What is new, for that is online at once then; and who wants to be, which is all that there is then."""
-    found = namespace(*words)
-    assert (found.configures, found.takes_advertisements) == (configures, takes_advertisements)
+def test_who_is_set_up(words: tuple[str, ...], configures: bool) -> None:
+    """What is new, for that is online at once then; and who wants to be."""
+    assert namespace(*words).configures == configures
 
 
 @pytest.mark.parametrize("words", [(), ("ls",), ("-q", "ls", "-l")])

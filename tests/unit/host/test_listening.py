@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -93,6 +94,20 @@ async def test_all_that_listens(opened: ExitStack, protocol: Protocol) -> None:
     known_to_proc = {sock._replace(interface=0, is_dual=sock.is_dual or not any(sock.address)) for sock in expected}
     known_to_proc = {sock._replace(is_dual=sock.is_dual and len(sock.address) == 16) for sock in known_to_proc}
     assert await read(protocol, by_proc=True) == known_to_proc
+
+
+async def test_what_others_say_is_not_listened_to(opened: ExitStack) -> None:
+    """They would have us forward ports, or wait."""
+    bound(opened, Protocol.TCP, "127.0.0.1", 8000)
+    other = opened.enter_context(Here().diagnostics())
+    listing = Listing(Here())
+    opened.callback(listing.close)
+    (found,) = await listing.read(Protocol.TCP)
+    assert listing._netlink is not None
+    there = listing._netlink.getsockname()
+    for message in (struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -errno.EIO), b"nonsense"):
+        assert other.sendto(message, there) == len(message)
+    assert await listing.read(Protocol.TCP) == [found]
 
 
 def ss(protocol: str) -> str:

@@ -14,6 +14,7 @@ from joined import Elsewhere, elsewhere, jump, packed
 from trio.testing import wait_all_tasks_blocked
 
 from trio_passt.config import AutomaticPorts, Binding, PortForward, Protocol
+from trio_passt.host import sockets
 from trio_passt.host.listeners import PortListeners
 from trio_passt.host.listening import BoundSocket, Listing
 from trio_passt.host.side import Here
@@ -192,6 +193,20 @@ async def test_what_a_process_out_here_has_in_the_namespace_is_no_server(monkeyp
         assert [len(inodes) for inodes in asked] == [1], "it is found out once"
 
 
+async def test_what_another_one_like_this_has_there_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mark says so, where nobody may see whose it is."""
+    monkeypatch.setattr(following, "held_from_here", lambda _inodes, **_: set())
+    async with followed(to_loopback=True) as both:
+        forwards = [PortForward(protocol, 8000, 8000, 8000) for protocol in Protocol]
+        other = PortListeners.bind(forwards, side=both.inside, on_loopback=True)
+        try:
+            for _ in range(3):
+                await both.passes()
+            assert both.open() == ([], [])
+        finally:
+            other.close()
+
+
 async def test_looks_that_take_long_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[float] = []
     read = Listing.read
@@ -228,6 +243,21 @@ async def test_side_that_can_not_be_asked_is_said_once(
         assert both.open()[0] == []
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warnings == ["can't find out what listens, and so which ports to forward: No buffer space available"]
+
+
+async def test_share_of_the_descriptors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The rest is for connections; who ends makes room."""
+    monkeypatch.setattr(following, "ONE_IN", sockets.descriptor_limit() // 2)
+    async with followed() as both:
+        with both.listening("0.0.0.0", 8003, inside=True), both.listening("0.0.0.0", 8002, inside=True):
+            with both.listening("0.0.0.0", 8001, inside=True), both.listening("127.0.0.1", 9000, inside=False):
+                for _ in range(3):
+                    await both.passes()
+                assert both.open() == (["tcp 0.0.0.0/8001", "tcp 0.0.0.0/8002"], ["tcp 127.0.0.1/9000"])
+            await both.passes()
+            assert both.open() == (["tcp 0.0.0.0/8002", "tcp 0.0.0.0/8003"], [])
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.startswith("forwarding only 2 of 3 ports to the namespace, the rest of the descriptors is for")
 
 
 async def test_nothing_automatic_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

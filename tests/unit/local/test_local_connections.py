@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 
 import pytest
+import trio
 from attrs import define, field
 from harness.stage import V4, Family
 from harness.waiting import eventually
@@ -273,6 +274,36 @@ async def test_who_never_reads_is_reset_in_the_end() -> None:
         pair.server.close()
         await wait_all_tasks_blocked(0.01)
         assert len(pair.joined.receiver.flows.tcp) == 1
+        jump(module.AFTER_RESET_S)
+        await pair.joined.is_idle()
+
+
+class Turns(trio.abc.Instrument):
+    """Counts those of connections."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += "_supervise" in task.name
+
+
+async def test_who_never_reads_is_looked_at_less_and_less_often() -> None:
+    async with connected() as pair:
+        for _ in range(10):  # more than is received, less than is sent and waits for that
+            assert pair.server.send(bytes(20_000)) == 20_000
+            await wait_all_tasks_blocked(0.01)
+        pair.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, module.sockets._LINGER_ZERO)
+        pair.server.close()
+        await wait_all_tasks_blocked(0.01)
+        turns = Turns()
+        trio.lowlevel.add_instrument(turns)
+        for _ in range(500):
+            jump(module.LOOK_AFTER_RESET_S)
+            await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(turns)
+        assert len(pair.joined.receiver.flows.tcp) == 1
+        assert 5 < turns.count < 30
         jump(module.AFTER_RESET_S)
         await pair.joined.is_idle()
 

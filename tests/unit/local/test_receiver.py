@@ -1,5 +1,7 @@
 """Which connections go past the tap, and where they go."""
 
+import errno
+import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -153,6 +155,26 @@ async def test_others_go_by_the_tap(family: Family) -> None:
 async def test_namespace_without_address_is_asked_by_the_tap(family: Family) -> None:
     """It may get one while the tap's flow asks again and again."""
     async with forwarding(has_addresses=False) as both:
+        with socket.create_connection((family.local, 8080)):
+            await eventually(lambda: both.others.connections or None, "the connection")
+        with socket.socket(family.socket_family, socket.SOCK_DGRAM) as client:
+            client.connect((family.local, 8080))
+            client.send(b"x")
+            await eventually(lambda: both.others.datagrams or None, "the datagram")
+        assert len(both.receiver.flows.tcp) == len(both.receiver.flows.udp) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ETIMEDOUT, errno.EMFILE, errno.EPROTO])
+async def test_side_that_gives_no_socket_is_asked_by_the_tap(
+    family: Family, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent is gone, or silent."""
+
+    def refuse(_self: Elsewhere, _family: int, _kind: int) -> socket.socket:
+        raise OSError(number, os.strerror(number))
+
+    async with forwarding() as both:
+        monkeypatch.setattr(Elsewhere, "socket", refuse)
         with socket.create_connection((family.local, 8080)):
             await eventually(lambda: both.others.connections or None, "the connection")
         with socket.socket(family.socket_family, socket.SOCK_DGRAM) as client:

@@ -3,12 +3,16 @@
 import errno
 import logging
 import os
+import pickle
 import resource
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes_here import descriptors, new_namespaces, nothing_left, wait_for
@@ -16,9 +20,13 @@ from processes_here import descriptors, new_namespaces, nothing_left, wait_for
 from trio_passt.config import PortForward, Protocol
 from trio_passt.errors import StartupError
 from trio_passt.host.opener import Opener
+from trio_passt.namespace import agent as agent_module
 from trio_passt.namespace import inside as inside_module
-from trio_passt.namespace.agent import Birth
-from trio_passt.namespace.inside import FIRST_BATCH, LARGEST_BATCH, Inside
+from trio_passt.namespace import processes
+from trio_passt.namespace.agent import Birth, Open
+from trio_passt.namespace.enter import Namespaces
+from trio_passt.namespace.inside import FIRST_BATCH, LARGEST_BATCH, NEW_SOCKET_WITHIN_S, Inside
+from trio_passt.namespace.report import MOST_BYTES, Report
 
 KINDS = [
     (family, kind) for family in (socket.AF_INET, socket.AF_INET6) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
@@ -144,18 +152,221 @@ def test_agent_is_killed(inside: Inside, caplog: pytest.LogCaptureFixture) -> No
     kept.close()
 
 
-def test_agent_that_does_not_answer(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says later is for nobody, and the next answer is still for who asks."""
+def test_agent_that_does_not_answer(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is waited for once.  What it says later is for nobody, and the next answer is still for who asks."""
     agent = agent_of(inside)
     monkeypatch.setattr(inside_module, "WITHIN_S", 0.02)
     os.kill(agent, signal.SIGSTOP)
     before = descriptors()
     with pytest.raises(TimeoutError):
         inside.diagnostics()
-    os.kill(agent, signal.SIGCONT)
     monkeypatch.setattr(inside_module, "WITHIN_S", 10.0)
-    assert set(names(inside)) == {"lo", "tap7"}
+    monkeypatch.setattr(inside_module, "NEW_SOCKET_WITHIN_S", 10.0)
+    began = time.monotonic()
+    for call in (inside.diagnostics, lambda: names(inside), lambda: inside.socket(*KINDS[0])):
+        with pytest.raises(TimeoutError):
+            call()
+    assert time.monotonic() - began < 1.0
+    os.kill(agent, signal.SIGCONT)
+    assert wait_for(lambda: names_or_none(inside)) == {"lo", "tap7"}
+    inside.diagnostics().close()
     assert descriptors() == before
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def names_or_none(side: Inside) -> set[str] | None:
+    try:
+        return set(names(side))
+    except TimeoutError:
+        return None
+
+
+def test_connection_does_not_wait_long_for_its_socket(inside: Inside) -> None:
+    """Nor does the next one; those that are ready are used meanwhile."""
+    inside.socket(*KINDS[0]).close()
+    os.kill(agent_of(inside), signal.SIGSTOP)
+    began, count = time.monotonic(), 0
+    while count < FIRST_BATCH:
+        try:
+            inside.socket(*KINDS[0]).close()
+        except TimeoutError:
+            break
+        count += 1
+    assert count == FIRST_BATCH - 1
+    with pytest.raises(TimeoutError):
+        inside.socket(*KINDS[0])
+    assert time.monotonic() - began < 2 * NEW_SOCKET_WITHIN_S
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xff",
+        b"{}",
+        b'["shell", "id"]',
+        b'["sockets", 2, 1]',
+        b'["sockets", "2", 1, 8]',
+        b'["proc", "../../etc/passwd"]',
+        b'["open", 2, "tcp", 80, "nowhere", null, false, true]',
+        b'["open", 2, "sctp", 80, null, null, false, true]',
+        pickle.dumps(["diagnostics"]),
+    ],
+)
+def test_request_that_is_none(message: bytes) -> None:
+    """The daemon may be in somebody's power, too."""
+    with pytest.raises(ValueError, match=r"\w"):
+        agent_module.unpack(message)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"address": IPv4Address("127.0.0.53")}, {"address": IPv6Address("fe80::1"), "interface": "eth0"}]
+)
+def test_request_for_a_port_is_what_was_sent(values: dict[str, Any]) -> None:
+    for protocol in Protocol:
+        for opener in Opener.all_of(PortForward(protocol, 80, 90, 80, **values), freebind=True, on_loopback=True):
+            found = agent_module.unpack(agent_module.pack(Open(opener, 85)))
+            assert isinstance(found, Open)
+            assert found.port == 85
+            for name in set(Opener.__slots__) - {"forward"}:
+                assert getattr(found.opener, name) == getattr(opener, name), name
+            assert (found.opener.forward.address, found.opener.forward.interface) == (
+                opener.forward.address,
+                opener.forward.interface,
+            )
+
+
+class StandIn:
+    """In the agent's place: somebody who got hold of its end of the connection."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, self.connection = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        process = processes.fork(lambda: signal.pause() or 0)
+        monkeypatch.setattr(agent_module, "start", lambda _birth: (process, ours))
+
+    def says(self, message: bytes, *opened: int) -> None:
+        """With descriptors, which are its own no more."""
+        socket.send_fds(self.connection, [message], opened)
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def null() -> int:
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def fifo() -> int:
+    """Whoever reads it waits."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    return reader
+
+
+def socket_of(family: int, kind: int, protocol: int = 0) -> int:
+    return socket.socket(family, kind, protocol).detach()
+
+
+GOOD = Report(bytes(6)).packed()
+CODE = pickle.dumps(os.getcwd)
+NONSENSE = [b"?", CODE, b"\x02" + bytes(4), b"\x00" + b"\xff" * 4, GOOD.ljust(MOST_BYTES + 1)]
+
+
+@pytest.mark.parametrize(
+    "message", [*NONSENSE, GOOD, Report(bytes(5)).packed(), Report(reason="No\x1b[2J!\n").packed(), b""]
+)
+@pytest.mark.parametrize("open_one", [null, fifo, lambda: socket_of(socket.AF_INET, socket.SOCK_STREAM)])
+def test_tap_that_is_none(message: bytes, open_one: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    with nothing_left():
+        other = StandIn(monkeypatch)
+        other.says(message, open_one(), open_one())
+        other.connection.close()
+        if not message:
+            monkeypatch.setattr(processes, "status_of", lambda process: processes.end(process) or 1)
+        with pytest.raises(StartupError) as raised:
+            Inside(Birth(Namespaces(0, None), "tap7", None, None))
+        assert str(raised.value).isprintable()
+
+
+ANSWERS: list[Callable[[], tuple[bytes, list[int]]]] = [
+    *(lambda message=message: (message, [null()]) for message in (*NONSENSE, b"")),
+    lambda: (Report().packed(), []),
+    lambda: (Report(error=errno.EMFILE).packed(), []),
+    lambda: (Report(reason="?").packed(), [null(), fifo()]),
+    *(
+        lambda open_one=open_one: (Report().packed(), [open_one() for _ in range(LARGEST_BATCH)])
+        for open_one in (
+            null,
+            fifo,
+            lambda: os.open("/proc/self/net/tcp", os.O_RDONLY),
+            lambda: os.memfd_create("net"),
+            lambda: socket_of(socket.AF_UNIX, socket.SOCK_STREAM),
+            lambda: socket_of(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+            lambda: socket_of(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda side: side.socket(socket.AF_INET, socket.SOCK_STREAM),
+        lambda side: side.socket(socket.AF_INET6, socket.SOCK_DGRAM),
+        lambda side: side.open(Opener.all_of(forward(80), freebind=False)[0], 80),
+        lambda side: side.diagnostics(),
+        lambda side: side.proc_net("tcp"),
+    ],
+)
+def test_answer_that_is_not_what_was_asked_for(
+    answer: Callable[[], tuple[bytes, list[int]]], call: Callable[[Inside], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but an OSError comes of it; nothing of it is kept or executed."""
+    with nothing_left():
+        other = StandIn(monkeypatch)
+        monkeypatch.setattr(inside_module, "is_tap", lambda _descriptor: True)
+        other.says(GOOD, null())
+        side = Inside(Birth(Namespaces(0, None), "tap7", None, None))
+        before = descriptors()
+        message, opened = answer()
+        other.says(message, *opened)
+        with pytest.raises(OSError, match=r"^\["):
+            call(side)
+        assert descriptors() <= before
+        side.close()
+        other.connection.close()
+        os.close(side.tap_fd)
+
+
+def test_sockets_of_a_stand_in_that_would_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that listens at another port, or not at all, pass for what was asked for."""
+    with nothing_left():
+        other = StandIn(monkeypatch)
+        monkeypatch.setattr(inside_module, "is_tap", lambda _descriptor: True)
+        other.says(GOOD, null())
+        side = Inside(Birth(Namespaces(0, None), "tap7", None, None))
+        assert not os.get_blocking(side.tap_fd)
+        other.says(Report().packed(), socket_of(socket.AF_INET, socket.SOCK_STREAM))
+        with side.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            assert not os.get_blocking(sock.fileno())
+        opener = Opener.all_of(forward(80), freebind=False)[0]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            other.says(Report().packed(), os.dup(listener.fileno()))
+            with pytest.raises(OSError, match="Protocol error"):
+                side.open(opener, 80)
+            port = listener.getsockname()[1]
+            other.says(Report().packed(), os.dup(listener.fileno()))
+            side.open(opener, port).close()
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            other.says(Report().packed(), os.dup(bound.fileno()))
+            with pytest.raises(OSError, match="Protocol error"):
+                side.open(opener, bound.getsockname()[1])
+        side.close()
+        other.connection.close()
+        os.close(side.tap_fd)
 
 
 def test_agent_that_is_stopped_is_ended(inside: Inside) -> None:
