@@ -241,7 +241,7 @@ def test_shell_of_an_account(host: Namespace) -> None:
             command, input=script, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd="/"
         )
         assert (result.returncode, result.stderr) == (7, "")
-        assert result.stdout.split() == ["dash", "0", uid, "1"]
+        assert result.stdout.split() == ["-dash", "0", uid, "1"]
     finally:
         run("userdel", name)
 

@@ -2,9 +2,10 @@
 
 import socket
 from collections.abc import Iterator
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 
 import pytest
+from attrs import evolve
 from harness.noise import noise
 from harness.oracle import SeenFrame, SeenUdp
 from harness.parts import fragments
@@ -324,6 +325,17 @@ class TestRuns:
         tcp = guest.tcp(V4, 80)
         tcp.sends_batch(*(tcp.segment(ACK, bytes(100), ack=77) for _ in range(20)))
         assert (await tcp.arrives()).seq == 77
+
+
+async def test_connection_to_nobody_in_a_closed_network_is_refused() -> None:
+    """And not sent to whoever has that address where the host is."""
+    closed = evolve(network(), closed=(IPv4Network("198.51.100.0/24"),))
+    async with on_stage(closed) as guest:
+        tcp = guest.tcp(V4, 80, remote="198.51.100.9")
+        tcp.sends(SYN)
+        assert (await guest.expects_segment()).segment.flags & RST
+        await guest.expects_drop(NOBODY)
+        assert not len(guest.dispatcher.tcp)
 
 
 async def test_flow_limit_of_one_protocol_is_not_another_ones() -> None:

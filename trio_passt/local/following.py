@@ -97,8 +97,8 @@ class _Direction:
     refused: dict[PortForward, _Refused] = field(factory=dict)
     was_full: bool = False
 
-    async def update(self, wanted: set[PortForward]) -> bool:
-        """Open and close what is different; whether there was something.  Raises OSError."""
+    async def update(self, wanted: set[PortForward], level: int) -> bool:
+        """Open and close what is different, and tell; whether there was something.  Raises OSError."""
         wanted = automatic.without_reserved(wanted, self.named)
         gone = self.open - wanted
         for forward in gone:
@@ -114,9 +114,9 @@ class _Direction:
                 break
             if self._add(forward, await self.place.look()):
                 opened.add(forward)
-        _tell("forwarding %s ports to %s: %s", self.towards, opened, self.open | gone)
+        _tell(level, "forwarding %s ports to %s: %s", self.towards, opened, self.open | gone)
         self.open |= opened
-        _tell("%s ports are not forwarded to %s any more, nobody listens there: %s", self.towards, gone, self.open)
+        _tell(level, "%s ports are not forwarded to %s any more, nobody listens there: %s", self.towards, gone, self.open)
         return bool(gone or opened)
 
     def _tell_full(self, wanted: int) -> None:
@@ -196,10 +196,10 @@ class AutomaticForwards:
             await trio.sleep(max(EVERY_S, spent_s / MOST_SHARE))
             await self.look()
 
-    async def look(self) -> None:
-        """One round: what listens now is forwarded when this returns."""
+    async def look(self, level: int = logging.INFO) -> None:
+        """One round: what listens now is forwarded when this returns.  Changes are logged at this level."""
         try:
-            if await self._update():
+            if await self._update(level):
                 self._on_change()
             self._has_failed = False
         except OSError as error:
@@ -207,7 +207,7 @@ class AutomaticForwards:
                 log.warning("can't find out what listens, and so which ports to forward: %s", error.strerror or error)
             self._has_failed = True
 
-    async def _update(self) -> bool:
+    async def _update(self, level: int) -> bool:
         self._inside.begin_round()
         self._outside.begin_round()
         has_changed = False
@@ -217,11 +217,11 @@ class AutomaticForwards:
             wanted = automatic.to_guest(
                 self._to_guest.candidates, inside, self._own_addresses(), to_loopback=self._to_loopback
             )
-            has_changed |= await self._to_guest.update(wanted)
+            has_changed |= await self._to_guest.update(wanted, level)
         if self._to_host.candidates:
             await self._outside.look()
             wanted = automatic.to_host(self._to_host.candidates, self._outside.settled)
-            has_changed |= await self._to_host.update(wanted)
+            has_changed |= await self._to_host.update(wanted, level)
         return has_changed
 
     def _without_strangers(self) -> list[BoundSocket]:
@@ -238,11 +238,11 @@ def _order(forward: PortForward) -> tuple[str, int, str]:
     return forward.protocol.value, forward.first, str(forward.address)
 
 
-def _tell(text: str, towards: str, changed: set[PortForward], others: set[PortForward]) -> None:
+def _tell(level: int, text: str, towards: str, changed: set[PortForward], others: set[PortForward]) -> None:
     """Ports, whatever their addresses, of which there are no `others`."""
     for protocol in Protocol:
         ports = {forward.first for forward in changed if forward.protocol is protocol}
         ports -= {forward.first for forward in others if forward.protocol is protocol}
         if ports:
             runs = port_ranges.runs(sorted(ports))
-            log.info(text, protocol.name, towards, ", ".join(map(port_ranges.text, runs)))
+            log.log(level, text, protocol.name, towards, ", ".join(map(port_ranges.text, runs)))

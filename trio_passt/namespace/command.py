@@ -82,7 +82,7 @@ class Command:
         shell = _shell()
         execution = Execution(
             wanted.command[0] if wanted.command else shell,
-            wanted.command or (os.path.basename(shell),),
+            wanted.command or ("-" + os.path.basename(shell),),  # a login shell, as pasta's is
             is_shell=not wanted.command,
             umask=umask,
             ignored=_ignored(),

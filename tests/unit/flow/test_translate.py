@@ -1,7 +1,7 @@
 """Which address on one side is which on the other."""
 
 import socket
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import Any
 
 import pytest
@@ -59,6 +59,27 @@ NEVER_REACHED = [
 def test_destinations_that_are_never_reached(asked: str) -> None:
     assert not is_unicast(packed(asked))
     assert BOTH.destination_on_host(packed(asked), 80) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "reached"),
+    [
+        (V4.gateway, "127.0.0.1"),
+        (V6.gateway, "::1"),
+        ("192.0.2.9", None),
+        ("192.0.3.9", "192.0.3.9"),
+        ("2001:db8:1::9", None),
+        ("2001:db8:2::9", "2001:db8:2::9"),
+    ],
+)
+def test_in_a_closed_network_there_is_nobody_but_the_host(asked: str, reached: str | None) -> None:
+    closed = (IPv4Network("192.0.2.0/24"), IPv6Network("2001:db8:1::/64"))
+    addresses = AddressMap(evolve(network(), closed=closed))
+    expected = Endpoint(packed(reached), 80) if reached is not None else None
+    assert addresses.destination_on_host(packed(asked), 80) == expected
+    assert addresses.is_closed(packed("192.0.2.9"))
+    assert not addresses.is_closed(packed("192.0.3.9"))
+    assert not BOTH.is_closed(packed("192.0.2.9"))
 
 
 def test_link_local_destinations_have_the_scope_of_the_hosts_interface() -> None:

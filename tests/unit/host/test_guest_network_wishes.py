@@ -274,6 +274,20 @@ class TestThisHost:
     def test_what_reaches_it(self, wished: Wishes, expected: list[str]) -> None:
         assert mapped(network(wished, HOME)) == expected
 
+    @pytest.mark.parametrize(
+        ("wished", "expected"),
+        [
+            (Wishes(), [f"{FROM_USUAL_MAC} > ::1", "2001:db8:1::1 > ::1"]),
+            (Wishes(maps_gateway=False), []),
+            (Wishes(loopback_addresses=ips("2001:db8::9")), ["2001:db8::9 > ::1"]),
+            (Wishes(gateways=ips("fe80::7")), ["fe80::7 > ::1"]),
+        ],
+    )
+    def test_gateway_of_the_hosts_that_is_not_link_local(self, wished: Wishes, expected: list[str]) -> None:
+        """The guest's router is, but a namespace with the host's routes has the host's gateway."""
+        there = host("2001:db8:1::2/64 eth0", routes=("2001:db8:1::1 eth0",))
+        assert mapped(network(evolve(wished, ipv4=False), there)) == expected
+
     def test_own_address_follows_the_host(self) -> None:
         wished = Wishes(own_addresses=ips("203.0.113.8"), maps_gateway=False)
         assert mapped(network(wished, HOME, OFFICE)) == ["203.0.113.8 > 198.51.100.7"]

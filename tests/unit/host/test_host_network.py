@@ -50,6 +50,15 @@ def test_both_families() -> None:
     assert ipv6([V4, V6], ROUTE_4, ROUTE_6) == "2001:db8::2/64 by fe80::1 as eth0"
 
 
+def test_gateway_of_the_hosts_that_is_no_router_for_the_guest_is_known_all_the_same() -> None:
+    found = choose(LINKS, [V6], [route(6, "2001:db8::1")]).ipv6
+    assert found is not None
+    assert (found.gateway, found.host_gateway) == (FROM_MAC, IPv6Address("2001:db8::1"))
+    link_local = choose(LINKS, [V6], [ROUTE_6]).ipv6
+    assert link_local is not None
+    assert link_local.host_gateway is None
+
+
 def test_each_family_may_have_its_own_interface() -> None:
     there = address("2001:db8::3/64", 3)
     routes = (ROUTE_4, route(6, "fe80::1", 3))

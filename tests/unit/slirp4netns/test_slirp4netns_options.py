@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,7 @@ def test_by_default() -> None:
                 addresses=(WishedAddress(GUEST, 24),),
                 gateways=(GATEWAY,),
                 dns_forwards=(DNS,),
+                closed=(IPv4Network("10.0.2.0/24"),),
             ),
             namespace=of_tap(pid=17),
         ),
