@@ -40,7 +40,16 @@ class AddressMap:
     network changed still does where it is in nothing's way: the guest may not know better yet.
     """
 
-    __slots__ = ("_broadcast", "_closed", "_dns", "_gateways", "_guest_by_host", "_host_by_guest", "_interface", "_local")
+    __slots__ = (
+        "_broadcast",
+        "_closed",
+        "_dns",
+        "_gateways",
+        "_guest_by_host",
+        "_host_by_guest",
+        "_interface",
+        "_local",
+    )
 
     def __init__(self, network: GuestNetwork, link_local_interface: str | None = None) -> None:
         """`link_local_interface` is where link-local destinations are, if not at the one that IPv6 was taken from."""

@@ -116,7 +116,9 @@ class _Direction:
                 opened.add(forward)
         _tell(level, "forwarding %s ports to %s: %s", self.towards, opened, self.open | gone)
         self.open |= opened
-        _tell(level, "%s ports are not forwarded to %s any more, nobody listens there: %s", self.towards, gone, self.open)
+        _tell(
+            level, "%s ports are not forwarded to %s any more, nobody listens there: %s", self.towards, gone, self.open
+        )
         return bool(gone or opened)
 
     def _tell_full(self, wanted: int) -> None:

@@ -2,6 +2,7 @@
 with it.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 
 import trio
@@ -74,8 +75,8 @@ class LocalPorts:
         return any(flow.is_sending for table in self.connections for flow in table)
 
     async def open(self) -> None:
-        """Before the guest runs: what the host has for it now is there from the beginning."""
-        await self._automatic.look()
+        """Before the guest runs: what the host has for it now is there from the beginning, and nothing that is new."""
+        await self._automatic.look(logging.DEBUG)
 
     def serve(
         self, session: Session, nursery: trio.Nursery, tcp_limit: FlowLimit, most_udp: int, others: Receiver
