@@ -81,6 +81,8 @@ def startup_message(config: Config, socket_path: Path | None, machine: str, inte
 def _namespace_message(config: Config, namespace: Namespace, interface: str) -> str:
     network = config.network
     told = network if config.wishes.tells_dns else evolve(network, resolvers=Resolvers())
+    if namespace.configures and namespace.copies_routes and network.ipv6 is not None and network.ipv6.host_gateway:
+        told = evolve(told, ipv6=evolve(network.ipv6, gateway=network.ipv6.host_gateway))  # by the host's own routes
     lines = [f"{PROGRAM}: the namespace gets"]
     lines += _indented([f"Link     {interface}" + (", set up" if namespace.configures else "")])
     lines += _indented(line for line in _network(told) if line != "DNS      none")

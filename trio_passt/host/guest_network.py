@@ -156,8 +156,8 @@ def _prefix_length(address: IPAddress, wishes: Wishes, host: Host) -> int:
 def _host_addresses(guest: GuestIPv4 | GuestIPv6, wishes: Wishes, own: IPAddress | None) -> Iterator[HostAddress]:
     """All of one family; `own` is the host's own address, if it has one.
 
-    The default router of an IPv6 guest is link-local.  If the gateway is not, be it wished for or the host's, both stand
-    for the host.
+    The default router of an IPv6 guest is link-local.  If the gateway is not, wished for or the host's, both stand for
+    the host.
     """
     version = guest.address.version
     loopback = loopback_address(guest, wishes)

@@ -235,6 +235,14 @@ def test_of_a_namespace_it_is_short() -> None:
     )
 
 
+def test_gateway_of_a_namespace_is_the_hosts_where_it_has_its_routes() -> None:
+    both = GuestNetwork(ipv6=evolve(GUEST_6, host_gateway=IPv6Address("2001:db8::1")))
+    gateways = {
+        words: said(*words, network=both)[2].split()[-3] for words in ((), ("--no-copy-routes",), ("--no-config-net",))
+    }
+    assert list(gateways.values()) == ["2001:db8::1", "fe80::1", "fe80::1"]
+
+
 def test_of_a_namespace_that_has_to_ask() -> None:
     resolvers = Resolvers((IPv4Address("192.0.2.53"),))
     lines = said("--no-config-net", "--dhcp-dns", network=GuestNetwork(GUEST_4, resolvers=resolvers))
