@@ -49,7 +49,7 @@ def unit(session: nox.Session) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """A real guest under QEMU, in namespaces of its own. Needs root."""
+    """Real guests, under QEMU and in namespaces, in namespaces of their own. Needs root."""
     session.install(".[test]")
     if session.posargs:
         where = [] if any(word.startswith("tests/") for word in session.posargs) else ["tests/integration"]
@@ -63,13 +63,13 @@ def integration(session: nox.Session) -> None:
 def compiled(session: nox.Session) -> None:
     """The compiled build: connections of the kernel's stack and of QEMU, a smoke test of the benchmark. Needs root."""
     _install_compiled(session, "test,bench")
-    folders = ("flow", "link", "wire", "udp", "icmp")
+    folders = ("flow", "link", "local", "wire", "udp", "icmp")
     files = ("host/test_host_datagrams.py", "tcp/test_from_guest.py", "test_dispatch.py", "test_responder.py")
     units = [f"tests/unit/{name}" for name in (*folders, *files)]
     of_what_is_installed = ("-o", "pythonpath=", "-m", "not interpreted")  # not of the checkout
     not_compiled = [f"--ignore-glob=*/wire/*{name}*" for name in ("dhcp", "ndp", "domain", "arp", "pcap", "describe")]
     session.run("pytest", *ON_ALL_CPUS, *of_what_is_installed, *not_compiled, *units)
-    names = ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows")
+    names = ("kernel_guest", "lossy_link", "tcp", "forward", "udp_flows", "tap_link")
     tests = [f"tests/integration/test_{name}.py" for name in names]
     without = ("-k", "not parallel_connections and not far")
     session.run("pytest", "-p", "no:cacheprovider", *IN_TWO_PROCESSES, *without, *tests)
@@ -78,7 +78,7 @@ def compiled(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Speed beside passt and slirp4netns, for a quarter of an hour, into docs/. Needs root. See -- --help."""
+    """Speed beside passt, pasta and slirp4netns, for half an hour, into docs/. Needs root. See -- --help."""
     _install_compiled(session, "bench")
     session.run("python", "-m", "tests.bench", *session.posargs)
 

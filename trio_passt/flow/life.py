@@ -13,17 +13,21 @@ The task is the one that the flow's nursery knows: it wakes when the time comes 
 wants to go on after everybody else's turn, and when it has ended or raised.  What follows the end is the task's own
 business; if the task is cancelled, the life is closed, and its `finally` clauses run.
 
+Most of a life is the same turn over and over.  It may leave those to us (`repeat`): then whoever rings calls the turn,
+and the coroutine itself goes on only when there are no more.
+
 No life is ever resumed from inside itself: a ring meanwhile is remembered, and it goes on soon.
 """
 
 import math
 from collections.abc import Callable, Coroutine, Generator
+from typing import Final
 
 import trio
 
 from trio_passt.flow.doorbell import Doorbell
 
-SOON = -math.inf
+SOON: Final = -math.inf
 """A time to `rest` until: others get their turn, and then it goes on at once."""
 
 
@@ -55,6 +59,7 @@ class Life:
 
     __slots__ = (
         "_alarm",
+        "_alarm_at",
         "_begin",
         "_coroutine",
         "_error",
@@ -63,6 +68,7 @@ class Life:
         "_later",
         "_rung",
         "_task_bell",
+        "_turn",
         "_until",
     )
 
@@ -74,6 +80,7 @@ class Life:
         self._begin = begin
         self._later = later
         self._coroutine: Coroutine[float, None, None] | None = None
+        self._turn: Callable[[], float | None] | None = None
         self._until = math.inf
         self._is_awake = False
         self._is_over = False
@@ -81,6 +88,7 @@ class Life:
         self._error: Exception | None = None
         self._task_bell = Doorbell()
         self._alarm: trio.CancelScope | None = None
+        self._alarm_at = math.inf
 
     @property
     def is_over(self) -> bool:
@@ -100,6 +108,14 @@ class Life:
             self._resume()
             self._tell_task()
 
+    def repeat(self, turn: Callable[[], float | None]) -> _Rest:
+        """To be awaited in the life: call `turn` now, and instead of resuming the life, until it returns `None`.
+
+        What it returns else is the time to rest until; what it raises is raised here.
+        """
+        self._turn = turn
+        return _Rest(SOON)
+
     def fail(self, error: Exception) -> None:
         """Something that was done for it, outside of it, has raised: it ends as if it had raised that itself."""
         if self._is_awake:
@@ -117,7 +133,12 @@ class Life:
             self._coroutine = self._begin()
         self._is_awake = True
         try:
-            self._until = self._coroutine.send(None)
+            until = self._take_turn() if self._turn is not None else None
+            while until is None:
+                until = self._coroutine.send(None)
+                if self._turn is not None:
+                    until = self._take_turn()
+            self._until = until
         except StopIteration:
             self._is_over = True
         except Exception as error:
@@ -128,6 +149,19 @@ class Life:
             self._rung = False
             self._until = SOON
 
+    def _take_turn(self) -> float | None:
+        """`None`: that was the last one, and the coroutine is to go on."""
+        assert self._turn is not None
+        assert self._coroutine is not None
+        try:
+            until = self._turn()
+        except Exception as error:
+            self._turn = None
+            return self._coroutine.throw(error)
+        if until is None:
+            self._turn = None
+        return until
+
     def _tell_task(self) -> None:
         """Wake the task if it has something to do; a later time to rest until it finds out by itself."""
         if self._alarm is None:
@@ -136,8 +170,8 @@ class Life:
             self._later(self._task_bell.ring)
         elif self._until == SOON:
             self._task_bell.ring()
-        elif self._until < self._alarm.deadline:
-            self._alarm.deadline = self._until
+        elif self._until < self._alarm_at:
+            self._alarm.deadline = self._alarm_at = self._until
 
     async def run(self) -> None:
         """Begin, if nobody has rung yet; return when it has ended, or raise what it raised."""
@@ -148,6 +182,7 @@ class Life:
                 if self._until == SOON:
                     await trio.lowlevel.checkpoint()
                 else:
+                    self._alarm_at = self._until
                     with trio.CancelScope(deadline=self._until) as self._alarm:
                         await self._task_bell.wait()
                     self._alarm = None

@@ -29,6 +29,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -41,21 +42,22 @@ ERROR = select.EPOLLERR
 PEER_CLOSED = select.EPOLLRDHUP
 HANG_UP = select.EPOLLHUP
 
-EVENTS_PER_CALL = 1024
+EVENTS_PER_CALL: Final = 1024
 
-LINGER_S = 0.001
-"""How long events are waited for on the spot.  It is as short as epoll_wait(2) can count."""
+LINGER_S: Final = 0.001
+"""How long events are waited for on the spot.  It is as short as epoll_wait(2) can count, so Trio, too, waits for so
+long when a deadline is nearer: to hand over to it for the rest of that time would be no earlier, and dear."""
 
 LINGER_MOST_S = 0.003
 """Then it is Trio's turn: its tasks that wait for something to read are kept waiting for little longer than this."""
 
-LATER_MOST_S = 0.005
+LATER_MOST_S: Final = 0.005
 """What is not urgent waits for no longer than about this."""
 
 SPIN_S = 0.0002
 """Answers of a peer on this machine, or near it, take less."""
 
-BULK_BYTES = 8192
+BULK_BYTES: Final = 8192
 """A round of events that moved more than this is no question, and no answer."""
 
 
@@ -226,8 +228,6 @@ class Readiness:
                 return until < deadline
             if self._deliver(0) or self._spin(now):
                 continue
-            if until - now < LINGER_S:
-                return until < deadline
             if not self._deliver(LINGER_S):
                 return False
         return False

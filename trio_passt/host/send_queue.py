@@ -6,15 +6,16 @@ trip now and then.
 
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 from trio_passt.host import sockets
 from trio_passt.wire.checksum import Buffer
 
-LOOK_AGAIN_BYTES = 16 * 1024
+LOOK_AGAIN_BYTES: Final = 16 * 1024
 """Room is asked for again after so many bytes were written, or a quarter of the room there was, whichever is more;
 until then it is taken to be less by what was written."""
 
-ROUND_TRIP_GOOD_FOR_S = 0.1
+ROUND_TRIP_GOOD_FOR_S: Final = 0.1
 
 
 class SendQueue:

@@ -29,6 +29,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import FileIO
+from typing import Final
 
 import trio
 
@@ -47,13 +48,19 @@ from trio_passt.wire.frames import (
     Offload,
 )
 
-READ_BYTES = 1024 * 1024
+READ_BYTES: Final = 1024 * 1024
 """What is read in one turn, and a frame more."""
 
-READ_FRAMES = 512
+READ_FRAMES: Final = 512
 """How many frames, at the most: they may be small."""
 
-COPY_UP_TO_BYTES = 16 * 1024
+ALONE_TURNS: Final = 8
+ALONE_MOST_TURNS: Final = 64
+"""After so many turns that found one small frame and no more, only one is read: questions come one by one, and to ask
+whether there is another costs as much as a frame.  The device stays readable if there is.  After so many, it is asked
+again."""
+
+COPY_UP_TO_BYTES: Final = 16 * 1024
 """Batches up to this size are copied: it costs next to nothing, and who keeps a view of a small one keeps little."""
 
 RETRY_S = 0.005
@@ -77,7 +84,7 @@ FEATURES = (
 )
 """What is asked for, until it is granted.  Segments have checksums, and who can do USO can do TSO."""
 
-_SLOT_BYTES = virtio.HEADER_BYTES + MAX_FRAME_BYTES + 1
+_SLOT_BYTES: Final = virtio.HEADER_BYTES + MAX_FRAME_BYTES + 1
 """The kernel cuts off what is longer, and does not tell: a read that fills it is of a frame that is too long."""
 
 _BUFFER_BYTES = READ_BYTES + _SLOT_BYTES
@@ -110,6 +117,7 @@ class TapLink:
         self._descriptor = descriptor
         self._header_bytes = virtio.HEADER_BYTES if has_header else 0
         self._closed: str | None = None
+        self._turns_alone = 0
         self._buffer = bytearray(_BUFFER_BYTES)
         self._references_without_views = sys.getrefcount(self._buffer)
         self._offloads: dict[bytes, Offload | None] = {}
@@ -140,6 +148,8 @@ class TapLink:
     def receive_now(self) -> FrameBatch | None:
         """The frames that are there, as many as fit into one turn; it stays readable if there are more."""
         self._check_open()
+        if self._turns_alone >= ALONE_TURNS:
+            return self._receive_one()
         view = memoryview(self._empty_buffer())
         bounds: framing.Bounds = []
         offloads: list[Offload | None] = []
@@ -155,25 +165,43 @@ class TapLink:
             if not count:
                 break
             start, end = position + header_bytes, position + count
-            if not MIN_FRAME_BYTES <= count - header_bytes <= MAX_FRAME_BYTES:
-                self.drops["link: frame too long or too short"] += 1
+            try:
+                offload = self._offload_of(bytes(view[position:start]), count)
+            except MalformedPacket:
                 continue
-            if header_bytes:
-                try:
-                    offload = self._offload_of(bytes(view[position:start]))
-                except MalformedPacket:
-                    self.drops["link: header that asks for what we can't do"] += 1
-                    continue
-                has_offloads |= offload is not None
-                offloads.append(offload)
+            has_offloads |= offload is not None
+            offloads.append(offload)
             bounds.append((start, end))
             position = end
+        self._turns_alone = self._turns_alone + 1 if len(bounds) == 1 and position <= COPY_UP_TO_BYTES else 0
         if bounds:
             batch = view[:position].toreadonly()
             data = bytes(batch) if position <= COPY_UP_TO_BYTES else batch
             return FrameBatch(data, bounds, offloads if has_offloads else None)
         self._check_open()
         return None
+
+    def _receive_one(self) -> FrameBatch | None:
+        """A small frame, which is expected to come alone."""
+        try:
+            data = os.read(self._descriptor, _SLOT_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self._mark_closed(_reason(error))
+            self._check_open()
+            return None
+        self._turns_alone += 1
+        if len(data) > COPY_UP_TO_BYTES:
+            self._turns_alone = 0
+        elif self._turns_alone >= ALONE_MOST_TURNS:
+            self._turns_alone = ALONE_TURNS - 1
+        start = self._header_bytes
+        try:
+            offload = self._offload_of(data[:start], len(data))
+        except MalformedPacket:
+            return None
+        return FrameBatch(data, [(start, len(data))], None if offload is None else [offload])
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -185,13 +213,23 @@ class TapLink:
             self._buffer = bytearray(_BUFFER_BYTES)
         return self._buffer
 
-    def _offload_of(self, header: bytes) -> Offload | None:
-        """What the header of a frame means.  Raises MalformedPacket."""
+    def _offload_of(self, header: bytes, count: int) -> Offload | None:
+        """What its sender left to do on a frame of `count` bytes, with its header if there are any.
+
+        Raises MalformedPacket for one that is to be dropped, and has been counted.
+        """
+        if not MIN_FRAME_BYTES <= count - len(header) <= MAX_FRAME_BYTES:
+            self.drops["link: frame too long or too short"] += 1
+            raise MalformedPacket(f"frame of {count} bytes with its header")
         known = self._offloads
-        if header in known:
-            return known[header]
-        assert self._layout is not None
-        offload = virtio.parse(header, self._layout)
+        offload = known.get(header)
+        if offload is not None or self._layout is None or header in known:
+            return offload
+        try:
+            offload = virtio.parse(header, self._layout)
+        except MalformedPacket:
+            self.drops["link: header that asks for what we can't do"] += 1
+            raise
         if len(known) >= OFFLOADS_KNOWN:
             known.clear()
         known[header] = offload
@@ -252,7 +290,9 @@ class TapLink:
         if offload is not self._latest[0]:
             header = self._header_of(offload)
             self._latest = (offload, header)
-        if len(first) > PREFIX_BYTES:
+        if len(parts) == 2:
+            os.writev(self._descriptor, (header, memoryview(first)[PREFIX_BYTES:], parts[1]))
+        elif len(first) > PREFIX_BYTES:
             os.writev(self._descriptor, (header, memoryview(first)[PREFIX_BYTES:], *parts[1:]))
         else:
             os.writev(self._descriptor, (header, *parts[1:]))

@@ -6,6 +6,7 @@
 import errno
 import math
 import socket
+from typing import Final
 
 from trio_passt.host import readiness, sockets
 from trio_passt.host.queue import PEEK_BYTES, ReceiveQueue
@@ -20,20 +21,20 @@ from trio_passt.tcp.to_guest import Timeout, ToGuest
 from trio_passt.wire import tcp
 from trio_passt.wire.tcp import TcpSegment
 
-PIECES_PER_WRITE = 1024
+PIECES_PER_WRITE: Final = 1024
 """IOV_MAX: how many pieces one sendmsg takes."""
 
-MOST_DUPLICATES = 64
+MOST_DUPLICATES: Final = 64
 """So many duplicate acknowledgements are sent for one batch at most."""
 
-WINDOW_BEYOND_BYTES = 128 * 1024
+WINDOW_BEYOND_BYTES: Final = 128 * 1024
 """The window is the free part of the host socket's send buffer and this, less what already waits in front of the
 buffer.  So the buffer gets full, and a full one always has something waiting: that is what makes the kernel grow it,
 and report the moment there is room again.  (SO_SNDBUF counts overhead, too: of a free megabyte the kernel takes about
 half, the rest waits.)"""
 
 
-SMALL_WINDOW_BYTES = 32 * 1024
+SMALL_WINDOW_BYTES: Final = 32 * 1024
 """A guest with less of a window is told at once that there is more."""
 
 

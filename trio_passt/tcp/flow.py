@@ -178,9 +178,8 @@ class TcpFlow:
 
     async def _live(self) -> None:
         try:
-            self._bridge = bridge = await self._open()
-            while (until := self._take_turn(bridge)) is not None:
-                await rest(until)
+            self._bridge = await self._open()
+            await self._life.repeat(self._take_turn)
             self._close_host()
         except GuestReset:
             log.debug("%s: reset by the guest", self.key)
@@ -196,8 +195,10 @@ class TcpFlow:
             self._reset_host()
             self._output.close()
 
-    def _take_turn(self, bridge: Bridge) -> float | None:
+    def _take_turn(self) -> float | None:
         """All that can be done now; the time of the next turn, `SOON` if there is more to do, `None` at the end."""
+        bridge = self._bridge
+        assert bridge is not None
         now = trio.current_time()
         if self._host_events:
             events, self._host_events = self._host_events, 0

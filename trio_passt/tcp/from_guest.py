@@ -15,6 +15,7 @@ and the window is the smaller for it.
 from collections import deque
 from enum import Enum
 from itertools import islice
+from typing import Final
 
 from trio_passt.tcp import seq
 from trio_passt.tcp.closing import FROM_GUEST_TABLE, Event, FromGuestState
@@ -22,9 +23,9 @@ from trio_passt.wire import tcp
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.tcp import TcpSegment
 
-MAX_WINDOW_FIELD = 65535
+MAX_WINDOW_FIELD: Final = 65535
 
-SMALL_PIECE_BYTES = 4096
+SMALL_PIECE_BYTES: Final = 4096
 """Pieces smaller than this are not kept one by one: a guest may send single bytes, and an object for each is large."""
 
 

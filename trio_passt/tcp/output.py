@@ -1,20 +1,21 @@
 """Segments of one connection on their way to the guest's link."""
 
 from collections.abc import Callable
+from typing import Final
 
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.wire.frames import FrameRun
 from trio_passt.wire.segment import TcpHeaders
 
-TURN_BYTES = 1024 * 1024
+TURN_BYTES: Final = 1024 * 1024
 """What one flow sends before others get their turn, at the most."""
 
-ROUND_BYTES = 8 * TURN_BYTES
+ROUND_BYTES: Final = 8 * TURN_BYTES
 """What is divided among those who wait for the link: more than it takes at once, so that some send much each time, and
 not all of them little; turn after turn it is the same."""
 
-LEAST_SHARE_BYTES = 64 * 1024
+LEAST_SHARE_BYTES: Final = 64 * 1024
 """What each sends even if many wait: a large segment."""
 
 

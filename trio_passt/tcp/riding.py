@@ -9,11 +9,12 @@ that trust.
 """
 
 import math
+from typing import Final
 
 from trio_passt.flow.streak import Streak
 from trio_passt.tcp import timeouts
 
-QUICK_ANSWERS = 8
+QUICK_ANSWERS: Final = 8
 """So many in a row, and the next one is expected to be as quick."""
 
 

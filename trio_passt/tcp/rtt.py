@@ -1,8 +1,10 @@
 """The retransmission timeout towards the guest (RFC 6298)."""
 
+from typing import Final
+
 from trio_passt.tcp import timeouts
 
-_GRANULARITY_S = 0.001
+_GRANULARITY_S: Final = 0.001
 
 
 class RoundTrip:

@@ -1,7 +1,9 @@
 """Arithmetic on sequence numbers: 32 bits, modulo 2**32 (RFC 9293 section 3.4)."""
 
-MODULO = 1 << 32
-_HALF = 1 << 31
+from typing import Final
+
+MODULO: Final = 1 << 32
+_HALF: Final = 1 << 31
 
 
 def add(seq: int, count: int) -> int:

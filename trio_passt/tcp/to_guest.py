@@ -10,7 +10,7 @@ receive queue until the guest has acknowledged it, so this half only counts: byt
 """
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from trio_passt.tcp import seq, timeouts
 from trio_passt.tcp.closing import TO_GUEST_TABLE, Event, ToGuestState
@@ -18,7 +18,7 @@ from trio_passt.tcp.rtt import RoundTrip
 from trio_passt.wire import tcp
 from trio_passt.wire.tcp import TcpSegment
 
-DUPLICATE_ACKS = 3
+DUPLICATE_ACKS: Final = 3
 """RFC 5681 section 3.2: so many duplicates say that a segment is lost."""
 
 

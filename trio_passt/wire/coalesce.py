@@ -58,8 +58,9 @@ def _one_by_one(batch: FrameBatch) -> list[Item]:
     if len(batch) == 1:
         if offloads is None:
             return list(batch)
-        if (alone := plain.parse(next(iter(batch)), offloads[0])) is not None:
-            return [JoinedSegments(*alone)]
+        if (alone := plain.parse(batch.first(), offloads[0])) is not None:
+            mac, ends, segment = alone
+            return [JoinedSegments(mac, ends, segment)]
     items: list[memoryview | _Run | JoinedDatagrams | MalformedPacket] = []
     runs: dict[Ends, _Run] = {}
     datagrams: dict[Ends, JoinedDatagrams] = {}

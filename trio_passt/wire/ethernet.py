@@ -2,13 +2,14 @@
 
 import struct
 from enum import IntEnum
+from typing import Final
 
 from attrs import frozen
 
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
 
-HEADER_BYTES = 14
+HEADER_BYTES: Final = 14
 BROADCAST = b"\xff" * 6
 _HEADER = struct.Struct("!6s6sH")
 

@@ -8,15 +8,16 @@ block of memory with a constant stride, which NumPy cuts and joins without a loo
 import struct
 from collections.abc import Iterator
 from enum import Enum
+from typing import Final
 
-from attrs import field, frozen
+from attrs import frozen
 
 from trio_passt.wire.checksum import Buffer
 
-PREFIX_BYTES = 4
-PREFIX = struct.Struct("!I")
-MIN_FRAME_BYTES = 14
-MAX_FRAME_BYTES = 65535 + 14 + 4
+PREFIX_BYTES: Final = 4
+PREFIX: Final = struct.Struct("!I")
+MIN_FRAME_BYTES: Final = 14
+MAX_FRAME_BYTES: Final = 65535 + 14 + 4
 """Largest IP packet, Ethernet header, one VLAN tag."""
 
 
@@ -29,7 +30,7 @@ class Segmentation(Enum):
     UDP = 5
 
 
-MOST_DATAGRAMS = 1024
+MOST_DATAGRAMS: Final = 1024
 """That a frame may stand for.  In 64 KiB these are of 64 bytes; who has smaller ones wants to see us busy."""
 
 
@@ -73,18 +74,22 @@ class Capabilities:
     uso: bool = False
 
 
-@frozen(eq=False)
 class FrameRun:
     """`count` frames of one length for a link: prefix and frame, prefix and frame ...; `parts` joined are the bytes.
 
     `stride` is the length of one frame with its prefix, so `count * stride` bytes in all.  The parts may be views of
     memory that is used again later: a link that keeps anything beyond `send` copies it.
+
+    Nobody changes it.  It is no class of attrs' since one is made in every turn, and theirs stay interpreted.
     """
 
-    parts: tuple[Buffer, ...]
-    count: int
-    stride: int
-    offload: Offload | None = None
+    __slots__ = ("count", "offload", "parts", "stride")
+
+    def __init__(self, parts: tuple[Buffer, ...], count: int, stride: int, offload: Offload | None = None) -> None:
+        self.parts = parts
+        self.count = count
+        self.stride = stride
+        self.offload = offload
 
 
 def single(*frame_parts: Buffer, offload: Offload | None = None) -> FrameRun:
@@ -93,18 +98,26 @@ def single(*frame_parts: Buffer, offload: Offload | None = None) -> FrameRun:
     return FrameRun((PREFIX.pack(length), *frame_parts), 1, PREFIX_BYTES + length, offload)
 
 
-@frozen(eq=False)
 class FrameBatch:
     """Frames that arrived together: `bounds` are (start, end) offsets of the frames in `data`.
 
     Views of `data` may be kept as long as they are needed, and do not change meanwhile.  But what is kept for
     longer than a moment is better copied: a view holds the memory of the whole batch.  `offloads`, if given, says
-    for each frame what its sender left to the link (a checksum not filled in, segments not cut).
+    for each frame what its sender left to the link (a checksum not filled in, segments not cut).  As with `FrameRun`,
+    nobody changes it, and it is no class of attrs'.
     """
 
-    data: bytes | memoryview
-    bounds: list[tuple[int, int]]
-    offloads: list[Offload | None] | None = field(default=None)
+    __slots__ = ("bounds", "data", "offloads")
+
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        bounds: list[tuple[int, int]],
+        offloads: list[Offload | None] | None = None,
+    ) -> None:
+        self.data = data
+        self.bounds = bounds
+        self.offloads = offloads
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -113,3 +126,8 @@ class FrameBatch:
         view = memoryview(self.data)
         for start, end in self.bounds:
             yield view[start:end]
+
+    def first(self) -> memoryview:
+        """The first frame: most batches have no other, and then no iterator is needed."""
+        start, end = self.bounds[0]
+        return memoryview(self.data)[start:end]

@@ -18,6 +18,7 @@ those that are not plain.
 """
 
 import struct
+from typing import Final
 
 from trio_passt.wire import ethernet, ipv4, tcp, udp
 from trio_passt.wire.checksum import NUMPY_FROM_BYTES, sum_of
@@ -30,28 +31,31 @@ from trio_passt.wire.tcp import ACK, FIN, PSH, SYN, TcpOptions, TcpSegment
 Ends = tuple[bytes, int, bytes, int]
 """Packed source address, source port, packed destination address, destination port."""
 
-_IPV4 = struct.Struct("!6x 6s H  HH2xH4x 4s4s  HHIIBBH4x")
-_IPV6 = struct.Struct("!6x 6s H  B3xH2x 16s16s  HHIIBBH4x")
-_UDP_IPV4 = struct.Struct("!6x 6s H  HH2xHBB2x 4s4s  HHHH")
-_UDP_IPV6 = struct.Struct("!6x 6s H  B3xHBB 16s16s  HHHH")
-_ADDRESSES_IPV4_AT = 26
-_ADDRESSES_IPV6_AT = 22
+_IPV4: Final = struct.Struct("!6x 6s H  HH2xH4x 4s4s  HHIIBBH4x")
+_IPV6: Final = struct.Struct("!6x 6s H  B3xH2x 16s16s  HHIIBBH4x")
+_UDP_IPV4: Final = struct.Struct("!6x 6s H  HH2xHBB2x 4s4s  HHHH")
+_UDP_IPV6: Final = struct.Struct("!6x 6s H  B3xHBB 16s16s  HHHH")
+_ADDRESSES_IPV4_AT: Final = 26
+_ADDRESSES_IPV6_AT: Final = 22
 
-_AFTER_IPV4_AT, _AFTER_IPV6_AT = 34, 54
-TCP_CHECKSUM_AT, UDP_CHECKSUM_AT = 16, 6
+_AFTER_IPV4_AT: Final = 34
+_AFTER_IPV6_AT: Final = 54
+TCP_CHECKSUM_AT: Final = 16
+UDP_CHECKSUM_AT: Final = 6
 """From the beginning of the header."""
 
-_TCP = int(IPProtocol.TCP)
-_UDP = int(IPProtocol.UDP)
-_ETHERTYPE_IPV4 = int(EtherType.IPV4)
-_ETHERTYPE_IPV6 = int(EtherType.IPV6)
-_NO_OPTIONS = tcp.HEADER_BYTES << 2
-_OFFSET_AND_MORE_FRAGMENTS = 0x3FFF
-_PSH_AND_FIN = PSH | FIN
-_FLAGS = 0x3F
+_TCP: Final = int(IPProtocol.TCP)
+_UDP: Final = int(IPProtocol.UDP)
+_ETHERTYPE_IPV4: Final = int(EtherType.IPV4)
+_ETHERTYPE_IPV6: Final = int(EtherType.IPV6)
+_NO_OPTIONS: Final = tcp.HEADER_BYTES << 2
+_OFFSET_AND_MORE_FRAGMENTS: Final = 0x3FFF
+_PSH_AND_FIN: Final = PSH | FIN
+_FLAGS: Final = 0x3F
 """Without those of ECN, which mean nothing to anybody here."""
 
-DHCP_SERVER_PORT, DHCPV6_SERVER_PORT = 67, 547
+DHCP_SERVER_PORT: Final = 67
+DHCPV6_SERVER_PORT: Final = 547
 """Datagrams to these are looked at more closely: they may be for us."""
 
 Datagram = tuple[bytes, Ends, int, memoryview, memoryview]

@@ -17,7 +17,7 @@ The IPv4 identification is 0 throughout: with DF set it means nothing (RFC 6864 
 
 import functools
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,16 @@ from trio_passt.wire.ethernet import emit as emit_ethernet
 from trio_passt.wire.frames import PREFIX_BYTES, Capabilities, FrameRun, Offload, Segmentation
 from trio_passt.wire.ip import IPProtocol
 
-_IPV4_HEAD = struct.Struct("!I 16s H 6s H 12s IIBBHHH")
+_IPV4_HEAD: Final = struct.Struct("!I 16s H 6s H 12s IIBBHHH")
 """Frame length; up to the total length; total length; up to the header checksum; that; addresses and ports; TCP."""
 
-_IPV6_HEAD = struct.Struct("!I 18s H 38s IIBBHHH")
+_IPV6_HEAD: Final = struct.Struct("!I 18s H 38s IIBBHHH")
 """Frame length; up to the payload length; payload length; up to the ports, included; TCP."""
 
-COPY_BELOW_MSS = 4096
+COPY_BELOW_MSS: Final = 4096
 """Segments below this size are cut by copying into one block; above, a header of its own for each costs less."""
 
-TSO_PAYLOAD_BYTES = 65535 - 40
+TSO_PAYLOAD_BYTES: Final = 65535 - 40
 """Payload of the largest frame handed to a link that segments by itself: the IP length field is the limit."""
 
 
@@ -136,19 +136,21 @@ class TcpHeaders:
         link that segments by itself `TSO_PAYLOAD_BYTES` rounded down to whole segments instead of `mss`
         (`payload_per_frame`).
         """
-        step, others = self.payload_per_frame(mss), flags & ~(tcp.PSH | tcp.FIN)
+        step = self.payload_per_frame(mss)
+        if len(payload) <= step:
+            return [self._payload_frame(seq, ack, flags, window, payload, mss)]
+        others = flags & ~(tcp.PSH | tcp.FIN)
         last = (len(payload) - 1) // step * step
         runs: list[FrameRun] = []
-        if last:
-            if step == mss < COPY_BELOW_MSS and last > mss:
-                runs.append(self._cut_small(seq, ack, others, window, payload[:last], mss))
-            elif not self._capabilities.checksum:
-                runs.append(self._cut_large(seq, ack, others, window, payload[:last], mss))
-            else:
-                runs.extend(
-                    self._payload_frame(seq + at, ack, others, window, payload[at : at + step], mss)
-                    for at in range(0, last, step)
-                )
+        if step == mss < COPY_BELOW_MSS and last > mss:
+            runs.append(self._cut_small(seq, ack, others, window, payload[:last], mss))
+        elif not self._capabilities.checksum:
+            runs.append(self._cut_large(seq, ack, others, window, payload[:last], mss))
+        else:
+            runs.extend(
+                self._payload_frame(seq + at, ack, others, window, payload[at : at + step], mss)
+                for at in range(0, last, step)
+            )
         runs.append(self._payload_frame(seq + last, ack, flags, window, payload[last:], mss))
         return runs
 

@@ -5,7 +5,7 @@ to no flow, and for tests.
 """
 
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from attrs import frozen
 
@@ -14,18 +14,18 @@ from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ip import IPProtocol
 
-HEADER_BYTES = 20
-_HEADER = struct.Struct("!HHIIBBHHH")
+HEADER_BYTES: Final = 20
+_HEADER: Final = struct.Struct("!HHIIBBHHH")
 
-FIN = 0x01
-SYN = 0x02
-RST = 0x04
-PSH = 0x08
-ACK = 0x10
-URG = 0x20
+FIN: Final = 0x01
+SYN: Final = 0x02
+RST: Final = 0x04
+PSH: Final = 0x08
+ACK: Final = 0x10
+URG: Final = 0x20
 
 _END_OF_OPTIONS, _NO_OPERATION, _MSS, _WINDOW_SCALE = 0, 1, 2, 3
-MAX_WINDOW_SCALE = 14
+MAX_WINDOW_SCALE: Final = 14
 """RFC 7323 section 2.3: a larger one is taken as 14."""
 
 

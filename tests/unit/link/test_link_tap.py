@@ -345,6 +345,68 @@ def test_runs_of_many_parts() -> None:
     assert guest.receive() == [*frames, *frames[:1] * 3, *frames * 3]
 
 
+# -- frames that come one by one ---------------------------------------------------------------------------------------
+
+
+def come_alone(link: TapLink, guest: TapGuest, turns: int = tap.ALONE_TURNS) -> None:
+    """So many turns with one small frame each."""
+    for number in range(turns):
+        guest.send([frame_of(number)])
+        batch = link.receive_now()
+        assert batch is not None
+        assert list(batch) == [frame_of(number)]
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("flags", [IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, IFF_TAP | IFF_NO_PI])
+def test_who_has_come_alone_is_not_asked_for_others(flags: int) -> None:
+    """Others wait for the next turns, of which the device tells; and after a while they come together again."""
+    link, guest = linked(flags)
+    come_alone(link, guest)
+    sent = [frame_of(number) for number in range(200)]
+    guest.send(sent)
+    readable = select.poll()
+    descriptor = link.fileno()
+    assert descriptor is not None
+    readable.register(descriptor, select.POLLIN)
+    batches = []
+    while readable.poll(0):
+        batch = link.receive_now()
+        assert batch is not None
+        batches.append(list(map(bytes, batch)))
+    assert [frame for batch in batches for frame in batch] == sent
+    assert [len(batch) for batch in batches[:2]] == [1, 1]
+    assert len(batches) <= tap.ALONE_MOST_TURNS
+    guest.send(sent[:2])
+    batch = link.receive_now()
+    assert batch is not None
+    assert list(batch) == sent[:2]
+
+
+@pytest.mark.usefixtures("namespace")
+def test_a_large_frame_is_expected_to_have_others_behind_it() -> None:
+    link, guest = linked()
+    come_alone(link, guest)
+    large = [frame_of(number, tap.COPY_UP_TO_BYTES + 1) for number in range(4)]
+    guest.send(large)
+    first, others = link.receive_now(), link.receive_now()
+    assert first is not None
+    assert others is not None
+    assert [*first] == large[:1]
+    assert [*others] == large[1:]
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_end_of_one_that_came_alone() -> None:
+    link, guest = linked()
+    come_alone(link, guest, 2 * tap.ALONE_MOST_TURNS)
+    assert link.receive_now() is None
+    come_alone(link, guest)
+    guest.leave()
+    with pytest.raises(LinkClosed, match="interface has been deleted"):
+        link.receive_now()
+
+
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
@@ -465,6 +527,24 @@ def test_headers_of_nonsense_are_dropped_and_counted(fake: FakeTap) -> None:
     assert list(batch) == [frame_of(2), frame_of(3)]
     assert batch.offloads == [None, Offload(65535, 65535)], "whether it is in the frame is for others to see"
     assert fake.link.drops == {"link: header that asks for what we can't do": 1}
+
+
+def test_what_is_wrong_with_a_frame_that_comes_alone(fake: FakeTap) -> None:
+    for number in range(tap.ALONE_TURNS):
+        fake.raw.send(bytes(10) + frame_of(number))
+        assert fake.link.receive_now() is not None
+    for wrong in (b"\xff" * 10 + frame_of(1), bytes(10 + 13), b"header", bytes(10 + MAX_FRAME_BYTES + 1)):
+        fake.raw.send(wrong)
+        assert fake.link.receive_now() is None
+    fake.raw.send(virtio.emit(Offload(34, 16)) + frame_of(2))
+    batch = fake.link.receive_now()
+    assert batch is not None
+    assert list(batch) == [frame_of(2)]
+    assert batch.offloads == [Offload(34, 16)]
+    assert fake.link.drops == {
+        "link: header that asks for what we can't do": 1,
+        "link: frame too long or too short": 3,
+    }
 
 
 @given(frames=st.lists(st.tuples(st.binary(min_size=10, max_size=10), st.integers(0, 100)), min_size=1, max_size=5))
