@@ -103,7 +103,11 @@ class Bulk:
 
 @dataclass(frozen=True)
 class Flood:
-    """Datagrams in one flow, sent as fast as the sender can: what arrives of them."""
+    """Datagrams in one flow, sent as fast as the sender can: what arrives of them.
+
+    The sender hands so many of a `train` to its kernel at once (UDP_SEGMENT), and the receiver takes them joined
+    (UDP_GRO); 1: one by one.
+    """
 
     direction: Direction
     payload_bytes: int
@@ -111,16 +115,19 @@ class Flood:
     mtu_bytes: int = MTUS[0]
     unit: str = "Gbit/s"
     has_floor: bool = True
+    train: int = 1
 
     @property
     def name(self) -> str:
         """Short, for `--only` and JSON."""
-        return f"{self.attachment.prefix}udp-{self.direction}-{self.payload_bytes}"
+        kind = "udp" if self.train == 1 else "udp-trains"
+        return f"{self.attachment.prefix}{kind}-{self.direction}-{self.payload_bytes}"
 
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.direction.described}, datagrams of {self.payload_bytes} bytes"
+        how = "" if self.train == 1 else f", in trains of {self.train}"
+        return f"{self.direction.described}, datagrams of {self.payload_bytes} bytes{how}"
 
     @property
     def lost(self) -> Beside:
@@ -272,6 +279,9 @@ class Local:
         return Beside(f"cpu-{self.name}", self.title, CPU_OF_EACH, self.attachment)
 
 
+TRAIN = 40
+"""Datagrams of 1400 bytes that a sender of much hands to its kernel at once: 56,000 bytes."""
+
 RATES = {"rr": "request/response", "crr": "connect-request-response", "udp-rr": "request/response, UDP"}
 RR, CRR, UDP_RR = (Rate(kind, title) for kind, title in RATES.items())
 
@@ -293,7 +303,11 @@ NAMESPACE: tuple[Measured, ...] = (
     *(Bulk(direction, mtu, 1, Attachment.NAMESPACE) for mtu in (MTUS[0], MTUS[-1]) for direction in Direction),
     *(Rate(kind, title, Attachment.NAMESPACE) for kind, title in RATES.items()),
     *(Local(kind, is_inward) for kind in ("bulk", "rr", "crr") for is_inward in (True, False)),
-    *(Flood(direction, PAYLOADS[0], Attachment.NAMESPACE) for direction in Direction),
+    *(
+        Flood(direction, PAYLOADS[0], Attachment.NAMESPACE, train=train)
+        for train in (1, TRAIN)
+        for direction in Direction
+    ),
 )
 ALL: tuple[Measured, ...] = (
     *(Bulk(direction, mtu, flows) for mtu in MTUS for direction in Direction for flows in FLOWS),
@@ -313,7 +327,7 @@ SHORT: tuple[Measured, ...] = (
     Rate("crr", RATES["crr"], Attachment.NAMESPACE),
     Local("rr", is_inward=True),
     Local("bulk", is_inward=False),
-    Flood(Direction.DOWN, 1400, Attachment.NAMESPACE),
+    Flood(Direction.DOWN, 1400, Attachment.NAMESPACE, train=TRAIN),
 )
 
 

@@ -1,8 +1,8 @@
 /*
  * datagrams: the two ends of what is measured of UDP.
  *
- *     datagrams receive up|down ADDRESS PORT BYTES
- *     datagrams send up|down ADDRESS PORT BYTES MBITS WARM_UP SECONDS
+ *     datagrams receive up|down ADDRESS PORT BYTES TRAIN
+ *     datagrams send up|down ADDRESS PORT BYTES TRAIN MBITS WARM_UP SECONDS
  *                                                         as fast as it goes, if MBITS is 0
  *     datagrams answer ADDRESS PORT                       bytes or queries, until it is killed
  *     datagrams rr ADDRESS PORT SECONDS                   one byte there, one byte back, one after the other
@@ -16,11 +16,14 @@
  * datagram brings its number, and when the measurement begins and ends: both ends have the same clock, as they are on
  * the same machine. What arrives between is the rate, whenever it was sent. What has a number is what was sent
  * between: the lost ones are those that did not arrive even afterwards, until it is quiet. The receiver's buffer is so
- * large that it should lose nothing itself; if it does, that is counted.
+ * large that it should lose nothing itself; if it does, that is counted. TRAIN is how many datagrams are handed to the
+ * kernel at once (UDP_SEGMENT), as those who send much do; if it is more than 1, they are taken joined, too (UDP_GRO).
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -167,25 +170,38 @@ static void count(struct counts *counts, unsigned char *seen, const char *datagr
     seen[number / 8] |= bit;
 }
 
-static void note_overflow(struct counts *counts, struct msghdr *message)
+static size_t note_control(struct counts *counts, struct msghdr *message, size_t size) /* that of a joined datagram */
 {
-    struct cmsghdr *control = CMSG_FIRSTHDR(message); /* nothing, as long as nothing was lost */
-    uint32_t overflowed;
-    if (control && control->cmsg_level == SOL_SOCKET && control->cmsg_type == SO_RXQ_OVFL) {
-        memcpy(&overflowed, CMSG_DATA(control), sizeof overflowed);
-        counts->overflowed = overflowed;
+    int joined;
+    for (struct cmsghdr *control = CMSG_FIRSTHDR(message); control; control = CMSG_NXTHDR(message, control)) {
+        uint32_t overflowed;
+        if (control->cmsg_level == SOL_SOCKET && control->cmsg_type == SO_RXQ_OVFL) { /* nothing, if nothing was lost */
+            memcpy(&overflowed, CMSG_DATA(control), sizeof overflowed);
+            counts->overflowed = overflowed;
+        } else if (control->cmsg_level == SOL_UDP && control->cmsg_type == UDP_GRO) {
+            memcpy(&joined, CMSG_DATA(control), sizeof joined);
+            size = (size_t)joined;
+        }
     }
+    return size;
 }
 
-static void receive(int is_remote, char **address, size_t wanted)
+static void set_udp_option(int fd, int option, int value)
 {
-    static char control[BATCH][CMSG_SPACE(sizeof(uint32_t))];
+    checked(setsockopt(fd, SOL_UDP, option, &value, sizeof value), "UDP option");
+}
+
+static void receive(int is_remote, char **address, size_t wanted, int train)
+{
+    static char control[BATCH][CMSG_SPACE(sizeof(uint32_t)) + CMSG_SPACE(sizeof(int))];
     struct iovec parts[BATCH];
     struct mmsghdr messages[BATCH];
     struct counts counts = {0};
     unsigned char *seen = allocated(MAX_NUMBERS / 8, 1);
     int fd = new_socket(address, is_remote);
     set_buffer(fd);
+    if (train > 1)
+        set_udp_option(fd, UDP_GRO, 1);
     if (is_remote)
         say_ready();
     else
@@ -201,9 +217,10 @@ static void receive(int is_remote, char **address, size_t wanted)
         int got = recvmmsg(fd, messages, BATCH, MSG_DONTWAIT, NULL);
         uint64_t now = now_ns();
         for (int index = 0; index < got; index++) {
-            note_overflow(&counts, &messages[index].msg_hdr);
-            if (messages[index].msg_len == wanted)
-                count(&counts, seen, buffers[index], wanted, now);
+            size_t got_bytes = messages[index].msg_len;
+            if (note_control(&counts, &messages[index].msg_hdr, got_bytes) == wanted)
+                for (size_t at = 0; at + wanted <= got_bytes; at += wanted)
+                    count(&counts, seen, buffers[index] + at, wanted, now);
         }
     }
     errno = 0;
@@ -221,15 +238,20 @@ static void sleep_until(uint64_t due_ns)
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL);
 }
 
-static void send_all(int is_remote, char **address, size_t size, double megabits, double warm_up_s, double seconds)
+static void send_all(int is_remote, char **address, size_t size, int train, double megabits, double warm_up_s,
+                     double seconds)
 {
     int fd = new_socket(address, is_remote);
+    if (train < 1 || (size_t)train * size > MAX_BYTES)
+        fail("train");
+    if (train > 1)
+        set_udp_option(fd, UDP_SEGMENT, (int)size);
     if (is_remote) {
         say_ready();
         wait_for_hello(fd);
     }
     prctl(PR_SET_TIMERSLACK, 1); /* ns */
-    uint64_t interval_ns = megabits > 0 ? (uint64_t)((double)size * 8 * 1e3 / megabits) : 0;
+    uint64_t interval_ns = megabits > 0 ? (uint64_t)((double)size * train * 8 * 1e3 / megabits) : 0;
     uint64_t now = now_ns(), due_ns = now, from_ns = now + (uint64_t)(warm_up_s * (double)S), sent = 0;
     struct header header = {.from_ns = from_ns, .until_ns = from_ns + (uint64_t)(seconds * (double)S)};
     for (; (now = now_ns()) < header.until_ns; due_ns += interval_ns) {
@@ -237,9 +259,11 @@ static void send_all(int is_remote, char **address, size_t size, double megabits
             sleep_until(due_ns);
         else if (now - due_ns > LATE_NS)
             due_ns = now - LATE_NS;
-        header.number = now >= from_ns ? sent++ : NO_NUMBER;
-        memcpy(buffers[0], &header, sizeof header);
-        if (send(fd, buffers[0], size, 0) < 0 && errno != ECONNREFUSED && errno != ENOBUFS) /* those are losses */
+        for (int index = 0; index < train; index++) {
+            header.number = now >= from_ns ? sent++ : NO_NUMBER;
+            memcpy(buffers[0] + (size_t)index * size, &header, sizeof header);
+        }
+        if (send(fd, buffers[0], (size_t)train * size, 0) < 0 && errno != ECONNREFUSED && errno != ENOBUFS) /* those are losses */
             fail("send");
     }
     printf("{\"sent\": %lu, \"seconds\": %.6f}\n", sent, seconds);
@@ -385,10 +409,11 @@ int main(int argc, char **argv)
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
     const char *mode = argc > 1 ? argv[1] : "";
-    if (argc == 6 && !strcmp(mode, "receive"))
-        receive(way(argv[2]), argv + 3, strtoul(argv[5], NULL, 10));
-    else if (argc == 9 && !strcmp(mode, "send"))
-        send_all(!way(argv[2]), argv + 3, strtoul(argv[5], NULL, 10), atof(argv[6]), atof(argv[7]), atof(argv[8]));
+    if (argc == 7 && !strcmp(mode, "receive"))
+        receive(way(argv[2]), argv + 3, strtoul(argv[5], NULL, 10), atoi(argv[6]));
+    else if (argc == 10 && !strcmp(mode, "send"))
+        send_all(!way(argv[2]), argv + 3, strtoul(argv[5], NULL, 10), atoi(argv[6]), atof(argv[7]), atof(argv[8]),
+                 atof(argv[9]));
     else if (argc == 4 && !strcmp(mode, "answer"))
         answer(argv + 2);
     else if (argc == 5 && !strcmp(mode, "rr"))

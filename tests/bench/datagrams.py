@@ -57,7 +57,8 @@ def wide_uplink(topology: Topology) -> Iterator[None]:
 def one_way(running: Running, remote: Namespace, cell: Flood | Paced, seconds: float) -> dict[Cell, float]:
     """What arrives, what is lost, and the CPU time that the program takes."""
     megabits_per_s = cell.megabits_per_s if isinstance(cell, Paced) else 0
-    flow = [cell.direction, REMOTE4, PORT, str(cell.payload_bytes)]
+    train = cell.train if isinstance(cell, Flood) else 1
+    flow = [cell.direction, REMOTE4, PORT, str(cell.payload_bytes), str(train)]
     send = [*ends(), "send", *flow, str(megabits_per_s), str(WARM_UP_S), str(seconds)]
     receive = [*ends(), "receive", *flow]
     is_up = cell.direction is Direction.UP

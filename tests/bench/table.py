@@ -53,11 +53,13 @@ another machine shows.
 - Sender, receiver, relay and program share the CPUs.
 - UDP is measured by [tests/bench/datagrams.c](../tests/bench/datagrams.c) instead of iperf3, for {udp_seconds:g} s
   after {udp_warm_up_s:g} s of warm-up. Datagrams are numbered, and each end counts for itself. A *flood* is one socket
-  that sends as fast as it can. What it sends too much has to be lost: neither a tap nor a veth makes a sender wait. The
-  losses at a rate are those of a sender that paces each datagram, and exchanges are lost that have no answer after
-  0.2 s. The receiver's own buffer is so large that it loses nothing: the floor shows that. Queries are DNS messages of
-  40 bytes to port 53, their answers have 120 bytes; one that has none after 1 s is lost. For them each program is
-  started afresh and runs alone: passt needs, on the host, the ports whose numbers the guest chooses.
+  that sends as fast as it can, one by one, or in *trains* that it hands to its kernel at once (UDP_SEGMENT), as who
+  sends much does; then they are also taken joined (UDP_GRO). What it sends too much has to be lost: neither a tap nor a
+  veth makes a sender wait. The losses at a rate are those of a sender that paces each datagram, and exchanges are lost
+  that have no answer after 0.2 s. The receiver's own buffer is so large that it loses nothing: the floor shows that.
+  Queries are DNS messages of 40 bytes to port 53, their answers have 120 bytes; one that has none after 1 s is lost.
+  For them each program is started afresh and runs alone: passt needs, on the host, the ports whose numbers the guest
+  chooses.
 - While UDP is measured, the MTU of the veth is {uplink_mtu_bytes}, not {usual_uplink_mtu_bytes}: else the host's kernel
   would fragment datagrams of 9000 bytes, and that would be measured. The MTU of the guest's link is 65520.
 - *Namespace*: the guest is a network namespace to which the program gives a tap of its own, without a relay. The

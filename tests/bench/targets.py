@@ -86,8 +86,8 @@ def _wanted_of_a_namespace(cell: Bulk | Rate | Flood | Local, other: str) -> flo
             return 0.9
         case Local(), "pasta":
             return 0.8
-        case Flood(), "pasta":
-            return 2.0
+        case Flood(train=train), "pasta" if train > 1:
+            return 2.0  # one by one, whoever sends them is the limit
     return None
 
 

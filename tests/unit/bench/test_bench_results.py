@@ -53,7 +53,7 @@ def test_cpu_time_has_a_row_for_each_cell_with_one_flow() -> None:
 
 def test_a_flood_has_a_row_for_what_is_lost() -> None:
     floods = [cell for cell in ALL if isinstance(cell, Flood)]
-    assert len(floods) == 2 * 2 + 2
+    assert len(floods) == 2 * 2 + 2 * 2
     assert {flood.lost for flood in floods} < set(rows(ALL))
 
 

@@ -164,7 +164,7 @@ LARGE, SMALL = (Bulk(Direction.UP, mtu, 1, IN_NAMESPACE) for mtu in (65520, 1500
         (Bulk(Direction.DOWN, 1500, 1, IN_NAMESPACE), PASTA, 5.0),
         (Rate("crr", "", IN_NAMESPACE), PASTA, 0.9),
         (Local("crr", is_inward=True), PASTA, 0.8),
-        (Flood(Direction.DOWN, 1400, IN_NAMESPACE), PASTA, 2.0),
+        (Flood(Direction.DOWN, 1400, IN_NAMESPACE, train=40), PASTA, 2.0),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
