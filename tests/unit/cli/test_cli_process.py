@@ -24,7 +24,9 @@ AS_WE_ARE = ("--runas", f"{os.geteuid()}:{os.getegid()}")
 
 
 def command(behaviour: str, *words: str) -> list[str]:
-    return [sys.executable, "-W", "error", str(STUB), behaviour, *AS_WE_ARE, *words]
+    """With signals as they are usually, also if these tests are run by nohup(1)."""
+    program = [sys.executable, "-W", "error", str(STUB), behaviour, *AS_WE_ARE, *words]
+    return ["env", "--default-signal=HUP", *program]
 
 
 def finished(behaviour: str, *words: str, **options: object) -> "subprocess.CompletedProcess[str]":
