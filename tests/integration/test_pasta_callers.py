@@ -37,6 +37,13 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    """In place of the session's, where the session's daemon may have the ports that are published here, too."""
+    with Topology("callers") as topology:
+        yield topology
+
+
+@pytest.fixture(scope="module")
 def here() -> Path:
     """Programs of this release, which start slirp4netns."""
     return containers.of_this_release()

@@ -34,6 +34,13 @@ globals().update(
 
 
 @pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    """In place of the session's, where the session's daemon may have the ports that are forwarded here, too."""
+    with Topology("pasta") as topology:
+        yield topology
+
+
+@pytest.fixture(scope="module")
 def namespace(topology: Topology) -> Iterator[Unprivileged]:
     """The user's."""
     with tun.open_to_everybody(), Unprivileged(topology.host.enter_unprivileged()) as namespace:

@@ -53,6 +53,13 @@ globals().update(
 
 
 @pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    """In place of the session's, where the session's daemon may have the ports that are forwarded here, too."""
+    with Topology("root") as topology:
+        yield topology
+
+
+@pytest.fixture(scope="module")
 def namespace() -> Iterator[Namespace]:
     """Root's, with a name."""
     namespace = named_namespace("named")

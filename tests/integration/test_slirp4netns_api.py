@@ -225,41 +225,42 @@ def test_forwarded_ports(topology: Topology, user: list[str], place: Path) -> No
             servers.tcp_server(inside, GUEST4, servers.echo_after_end, 8000) as web,
             servers.udp_server(inside, GUEST4, lambda data: data[::-1]) as reverse,
         ):
-            assert helper.add(proto="tcp", host_port=8080, guest_port=web.port) == {"return": {"id": 1}}
-            assert helper.add(proto="udp", host_port=8080, guest_port=reverse.port) == {"return": {"id": 2}}
+            assert helper.add(proto="tcp", host_port=18080, guest_port=web.port) == {"return": {"id": 1}}
+            assert helper.add(proto="udp", host_port=18080, guest_port=reverse.port) == {"return": {"id": 2}}
             data = servers.payload(1 << 20)
             for client, address in ((topology.remote, HOST4), (topology.host, "127.0.0.1"), (topology.host, HOST4)):
                 with client.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
                     connection.settimeout(TIMEOUT_S)
-                    connection.connect((address, 8080))
+                    connection.connect((address, 18080))
                     connection.sendall(data)
                     connection.shutdown(socket.SHUT_WR)
                     assert servers.receive_all(connection) == data
                 with client.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
                     endpoint.settimeout(TIMEOUT_S)
-                    endpoint.connect((address, 8080))
+                    endpoint.connect((address, 18080))
                     endpoint.send(b"abc")
                     assert endpoint.recv(100) == b"cba"
             assert [web.peers[0], web.peers[1], reverse.peers[1]] == ["192.0.2.1", GATEWAY4, GATEWAY4]
 
             with topology.remote.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
                 connection.settimeout(TIMEOUT_S)
-                connection.connect((HOST4, 8080))
+                connection.connect((HOST4, 18080))
                 connection.sendall(b"abc")
                 assert helper.remove(1) == b'{"return":{}}'
                 with (
                     topology.remote.socket(socket.AF_INET, socket.SOCK_STREAM) as other,
                     pytest.raises(ConnectionRefusedError),
                 ):
-                    other.connect((HOST4, 8080))
+                    other.connect((HOST4, 18080))
                 connection.shutdown(socket.SHUT_WR)
                 assert servers.receive_all(connection) == b"abc", "a connection outlives its port"
             with topology.host.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
-                taken.bind(("0.0.0.0", 8080))
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a former connection is in TIME-WAIT
+                taken.bind(("0.0.0.0", 18080))
                 taken.listen()
-                reply = helper.add(proto="tcp", host_port=8080, guest_port=web.port)
-                assert reply["error"]["desc"].startswith("bad request: add_hostfwd: can't forward TCP port 8080")
-            assert helper.add(proto="tcp", host_port=8080, guest_port=web.port) == {"return": {"id": 3}}
+                reply = helper.add(proto="tcp", host_port=18080, guest_port=web.port)
+                assert reply["error"]["desc"].startswith("bad request: add_hostfwd: can't forward TCP port 18080")
+            assert helper.add(proto="tcp", host_port=18080, guest_port=web.port) == {"return": {"id": 3}}
             reply = helper.add(proto="tcp", host_port=80, guest_port=web.port)
             assert "Permission denied" in reply["error"]["desc"]
             assert helper.process.poll() is None

@@ -157,7 +157,9 @@ class Namespace:
 class Topology:
     """The three namespaces; a context manager that removes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        """`name` tells it from another one of this process."""
+        self._prefix = f"{name}-" if name else ""
         self._made: list[Namespace] = []
 
     def __enter__(self) -> Self:
@@ -221,7 +223,7 @@ class Topology:
                 self.remote.ip("route", "add", kind, address)
 
     def _namespace(self, role: str, resolv_conf: str) -> Namespace:
-        namespace = named_namespace(role, resolv_conf)
+        namespace = named_namespace(self._prefix + role, resolv_conf)
         self._made.append(namespace)
         return namespace
 
