@@ -11,6 +11,7 @@ import pytest
 
 from tests.guest.machine import Guest
 from tests.integration import servers
+from tests.integration.changing_host import wait_for
 from tests.integration.topology import GATEWAY4, GATEWAY6, REMOTE4, REMOTE6, Topology
 
 BULK_BYTES = 20_000_000
@@ -94,6 +95,7 @@ def test_the_guest_still_sends_after_its_peers_end_of_file(guest: Guest, topolog
     with servers.tcp_server(topology.remote, address, end_then_receive) as server:
         output = guest.check(f"(sleep 1; echo late) | socat -t 10 - TCP:{server.socat}")
     assert output == "go on"
+    wait_for(lambda: received, "the end of the server's connection, which may be later than the client's")
     assert received == [b"late\n"]
 
 
