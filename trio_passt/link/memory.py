@@ -5,13 +5,14 @@ should.
 """
 
 import sys
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 
 import trio
 from attrs import frozen
 
 from trio_passt.link.base import LinkClosed
+from trio_passt.link.waiting import WaitingLine
 from trio_passt.wire import framing
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.frames import Capabilities, FrameBatch, FrameRun, Offload
@@ -47,7 +48,7 @@ class MemoryLink:
         self._arrived: deque[FrameBatch] = deque()
         self._sent: deque[SentFrame] = deque()
         self._sent_bytes = 0
-        self._callbacks: OrderedDict[Callable[[], None], None] = OrderedDict()
+        self._waiting = WaitingLine()
         self._news_to_receiver = trio.Event()
         self._news_to_run = trio.Event()
         self._news_to_guest = trio.Event()
@@ -102,7 +103,7 @@ class MemoryLink:
     @property
     def waiting(self) -> int:
         """How many callbacks wait for room."""
-        return len(self._callbacks)
+        return len(self._waiting)
 
     def gather(self) -> None:
         """Nothing is kept: each frame is sent at once."""
@@ -112,25 +113,19 @@ class MemoryLink:
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Have `run` call `callback` once when there is room; first come, first served."""
-        self._callbacks[callback] = None
+        self._waiting.add(callback)
         self._news_to_run.set()
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Do not call `callback`."""
-        self._callbacks.pop(callback, None)
-
-    def _call_first(self) -> None:
-        callback, _ = self._callbacks.popitem(last=False)
-        callback()
+        self._waiting.forget(callback)
 
     async def run(self) -> None:
         """Call back when there is room, until cancelled."""
         while True:
             await self._news_to_run.wait()
-            for _ in range(len(self._callbacks)):
-                if self._callbacks and not self.is_full:
-                    self._call_first()
-            if self.is_full or not self._callbacks:
+            self._waiting.call_back(lambda: self.is_full)
+            if self.is_full or not len(self._waiting):
                 self._news_to_run = trio.Event()
 
     def close(self) -> None:

@@ -27,13 +27,14 @@ import select
 import socket
 import sys
 import termios
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import trio
 
 from trio_passt.link.base import LinkClosed
+from trio_passt.link.waiting import WaitingLine
 from trio_passt.wire import framing
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
@@ -84,7 +85,7 @@ class StreamLink:
         self._gathered: list[bytes] = []
         self._gathers = False
         self._full = False
-        self._callbacks: OrderedDict[Callable[[], None], None] = OrderedDict()
+        self._waiting = WaitingLine()
         self._wanted = trio.Event()
 
     def has_hung_up(self) -> bool:
@@ -187,7 +188,7 @@ class StreamLink:
     @property
     def waiting(self) -> int:
         """How many callbacks wait for room."""
-        return len(self._callbacks)
+        return len(self._waiting)
 
     def gather(self) -> None:
         """Keep small frames until `release`, or until something larger is sent."""
@@ -258,12 +259,12 @@ class StreamLink:
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Have `run` call `callback` once when there is room; first come, first served."""
-        self._callbacks[callback] = None
+        self._waiting.add(callback)
         self._wanted.set()
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Do not call `callback`."""
-        self._callbacks.pop(callback, None)
+        self._waiting.forget(callback)
 
     async def run(self) -> None:
         """Finish partly written frames and call back, until cancelled."""
@@ -277,20 +278,12 @@ class StreamLink:
             if self._rest:
                 self._finish_rest()
             self._full = bool(self._rest)
-            self._call_back()
-            if not self._rest and not self._callbacks:
+            self._waiting.call_back(self._is_full)
+            if not self._rest and not len(self._waiting):
                 self._wanted = trio.Event()
 
-    def _call_back(self) -> None:
-        """Call those who wait now; should one of them fill the link itself, the next one is first the time after."""
-        for _ in range(len(self._callbacks)):
-            if self._full or not self._callbacks:
-                return
-            self._call_first()
-
-    def _call_first(self) -> None:
-        callback, _ = self._callbacks.popitem(last=False)
-        callback()
+    def _is_full(self) -> bool:
+        return self._full
 
     def _fail(self, reason: str) -> None:
         self._mark_closed(reason)

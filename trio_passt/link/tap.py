@@ -25,7 +25,7 @@ import fcntl
 import os
 import struct
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import FileIO
@@ -35,6 +35,7 @@ import trio
 
 from trio_passt.errors import StartupError
 from trio_passt.link.base import LinkClosed
+from trio_passt.link.waiting import WaitingLine
 from trio_passt.wire import finish, framing, virtio
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
@@ -123,7 +124,7 @@ class TapLink:
         self._offloads: dict[bytes, Offload | None] = {}
         self._latest: tuple[Offload | None, bytes] = (None, self._header_of(None))
         self._full = False
-        self._callbacks: OrderedDict[Callable[[], None], None] = OrderedDict()
+        self._waiting = WaitingLine()
         self._wanted = trio.Event()
 
     def fileno(self) -> int | None:
@@ -250,7 +251,7 @@ class TapLink:
     @property
     def waiting(self) -> int:
         """How many callbacks wait for room."""
-        return len(self._callbacks)
+        return len(self._waiting)
 
     def gather(self) -> None:
         """Nothing is kept: there is no way to write two frames at once."""
@@ -326,12 +327,12 @@ class TapLink:
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         """Have `run` call `callback` once when there is room; first come, first served."""
-        self._callbacks[callback] = None
+        self._waiting.add(callback)
         self._wanted.set()
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Do not call `callback`."""
-        self._callbacks.pop(callback, None)
+        self._waiting.forget(callback)
 
     async def run(self) -> None:
         """Call back, a moment later if the link is full, until cancelled."""
@@ -342,20 +343,12 @@ class TapLink:
             else:
                 await trio.lowlevel.checkpoint()
             self._full = False
-            self._call_back()
-            if not self._full and not self._callbacks:
+            self._waiting.call_back(self._is_full)
+            if not self._full and not len(self._waiting):
                 self._wanted = trio.Event()
 
-    def _call_back(self) -> None:
-        """Call those who wait now; should one of them find the link full, the next one is first the time after."""
-        for _ in range(len(self._callbacks)):
-            if self._full or not self._callbacks:
-                return
-            self._call_first()
-
-    def _call_first(self) -> None:
-        callback, _ = self._callbacks.popitem(last=False)
-        callback()
+    def _is_full(self) -> bool:
+        return self._full
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
