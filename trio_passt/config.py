@@ -435,8 +435,6 @@ def _lines(name: str, value: object) -> Iterator[str]:
     elif isinstance(value, tuple):
         for number, item in enumerate(value):
             yield from _lines(f"{name}[{number}]", item)
-    elif isinstance(value, frozenset):
-        yield from _lines(name, tuple(sorted(value, key=str)))
     elif isinstance(value, Enum):
         yield f"{name} = {value.value}"
     elif isinstance(value, bytes):

@@ -89,13 +89,12 @@ async def run(
             on_open()
         if config.network.transports.icmp and not guests.runs_command:
             check_ping_permission()  # who runs a command is told when it pings
-        current.forwards = listeners.bound
-        on_ready(guests.path, current.forwards)
+        on_ready(guests.path, listeners.bound)
         exit_status = 0
         async with trio.open_nursery() as root:
             root.start_soon(heed_signals, signals, guests, root.cancel_scope)
             root.start_soon(listeners.run)
-            root.start_soon(status.answer, asked, lambda: current.guest, lambda: _forwards(serving))
+            root.start_soon(status.answer, asked, lambda: current.guest, lambda: listeners.bound)
             if beside is not None:
                 root.start_soon(beside, listeners)
             if watch is not None:
@@ -126,23 +125,11 @@ async def follow_host(watch: HostWatch, serving: Serving, guests: Machines | Nam
     """The host's network changes: forwarded ports are bound in a family that is new, and the guest is told."""
 
     def on_change(network: GuestNetwork) -> None:
-        before = serving.listeners.descriptors
         serving.listeners.add_families(_families(network))
         guests.add_families(_families(network))
-        if serving.listeners.descriptors != before:
-            serving.current.forwards = serving.listeners.bound
         serving.current.change(network)
 
-    def on_look() -> None:
-        if serving.listeners.follow_interfaces():
-            serving.current.forwards = serving.listeners.bound
-
-    await follow(watch, serving.config.wishes, serving.config.network, on_change, on_look)
-
-
-def _forwards(serving: Serving) -> Sequence[PortForward]:
-    """The ports that are open.  Where none come later they have not to be looked for."""
-    return serving.listeners.bound if serving.config.binds_later else serving.current.forwards
+    await follow(watch, serving.config.wishes, serving.config.network, on_change, serving.listeners.follow_interfaces)
 
 
 def _families(network: GuestNetwork) -> list[int]:

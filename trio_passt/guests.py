@@ -39,12 +39,10 @@ log = logging.getLogger("trio_passt")
 class Current:
     """What is served: a guest's network, which may change, and the guest session that is there to be told.
 
-    `guest` is that session for whoever asks about it, `forwards` the forwarded ports that are open: to find out takes a
-    while, where they are many.
+    `guest` is that session for whoever asks about it.
     """
 
     network: GuestNetwork
-    forwards: Sequence[PortForward] = ()
     guest: status.Attached | None = None
     responder: Responder | None = None
     changed: trio.Event = field(factory=trio.Event)

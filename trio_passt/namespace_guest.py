@@ -56,7 +56,7 @@ class NamespaceGuest:
         self._serving = serving
         self._link = TapLink(namespace.tap_fd)
         try:
-            self._local = LocalPorts(serving.config, namespace.side, serving.listeners, families, self._tell_forwards)
+            self._local = LocalPorts(serving.config, namespace.side, serving.listeners, families)
         except BaseException:
             self._link.close()
             raise
@@ -81,9 +81,6 @@ class NamespaceGuest:
     def add_families(self, families: Collection[int]) -> None:
         """The guest's network has changed, and it has these now."""
         self._local.to_host.add_families(families)
-
-    def _tell_forwards(self) -> None:
-        self._serving.current.forwards = self._serving.listeners.bound
 
     def close(self) -> None:
         """Close what was opened here."""

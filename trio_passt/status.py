@@ -24,6 +24,7 @@ from trio_passt.dispatch import Dispatcher
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import WAITING_DATAGRAM_BYTES, Session
 from trio_passt.flow.status import FlowStatus, Unit
+from trio_passt.flow.table import FlowLimit
 from trio_passt.host import port_ranges, sockets
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.wire.ethernet import format_mac
@@ -59,8 +60,8 @@ class Table(TypingProtocol):
     def __len__(self) -> int: ...
 
     @property
-    def most(self) -> int:
-        """How many there may be."""
+    def limit(self) -> FlowLimit:
+        """How many there may be; several tables may have one together."""
 
     def newest(self, most: int) -> Sequence[_Flow]:
         """Up to so many, the newest first."""
@@ -165,8 +166,8 @@ async def look_at(guest: Attached) -> GuestStatus:
         Flows(
             name,
             sum(map(len, of)),
-            max(table.most for table in of),
-            await _ask([flow for table in of for flow in table.newest(FLOWS_SHOWN)][:FLOWS_SHOWN]),
+            sum(limit.most for limit in {table.limit for table in of}),
+            await _ask([flow for table in of for flow in table.newest(FLOWS_SHOWN // len(of))]),
         )
         for name, of in tables
     ]

@@ -20,6 +20,7 @@ from trio_passt import status
 from trio_passt.config import PortForward, Protocol
 from trio_passt.flow.key import FlowKey
 from trio_passt.flow.status import FlowStatus, Unit
+from trio_passt.flow.table import FlowLimit
 from trio_passt.host.endpoint import Endpoint
 from trio_passt.status import Flows, GuestStatus, Status, answer, open_descriptors, table
 
@@ -162,7 +163,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.most = 65536
+        self.limit = FlowLimit(65536)
 
     def __len__(self) -> int:
         return 10_000

@@ -32,7 +32,7 @@ async def follow(
     wishes: Wishes,
     network: GuestNetwork,
     on_change: Callable[[GuestNetwork], None],
-    on_look: Callable[[], None] = lambda: None,
+    on_look: Callable[[], object] = lambda: None,
 ) -> None:
     """Call `on_change` with each new network of the guest's, until cancelled; `network` is what it was told first.
 

@@ -21,7 +21,7 @@ import socket
 import trio
 
 from trio_passt.flow.key import FlowKey
-from trio_passt.flow.life import SOON, Life, rest
+from trio_passt.flow.life import SOON, Life
 from trio_passt.flow.session import Session
 from trio_passt.flow.status import FlowStatus
 from trio_passt.host import readiness, sockets, traffic
@@ -158,8 +158,7 @@ class LocalConnection:
     async def _live(self) -> None:
         try:
             self._watch()
-            while (until := self._take_turn()) is not None:
-                await rest(until)
+            await self._life.repeat(self._take_turn)
         except OSError as error:
             log.debug("%s: %s", self.key, error)
         finally:

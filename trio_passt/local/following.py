@@ -97,8 +97,8 @@ class _Direction:
     refused: dict[PortForward, _Refused] = field(factory=dict)
     was_full: bool = False
 
-    async def update(self, wanted: set[PortForward], level: int) -> bool:
-        """Open and close what is different, and tell; whether there was something.  Raises OSError."""
+    async def update(self, wanted: set[PortForward], level: int) -> None:
+        """Open and close what is different, and tell.  Raises OSError."""
         wanted = automatic.without_reserved(wanted, self.named)
         gone = self.open - wanted
         for forward in gone:
@@ -119,7 +119,6 @@ class _Direction:
         _tell(
             level, "%s ports are not forwarded to %s any more, nobody listens there: %s", self.towards, gone, self.open
         )
-        return bool(gone or opened)
 
     def _tell_full(self, wanted: int) -> None:
         if not self.was_full:
@@ -158,8 +157,8 @@ class AutomaticForwards:
     """Both directions.
 
     `inside` lists the guest's namespace, where `to_host` are; `outside` the host, where `to_guest` are.  What leads to
-    the guest leads to one of `own_addresses`, or, with `to_loopback`, to its loopback.  `on_change` is called when
-    something was opened or closed.  `named` are forwards that were asked for by name, to the guest and to the host.
+    the guest leads to one of `own_addresses`, or, with `to_loopback`, to its loopback.  `named` are
+    forwards that were asked for by name, to the guest and to the host.
     """
 
     def __init__(
@@ -170,7 +169,6 @@ class AutomaticForwards:
         to_guest: PortListeners,
         to_host: PortListeners,
         own_addresses: Callable[[], Collection[bytes]],
-        on_change: Callable[[], None],
         *,
         to_loopback: bool,
         named: tuple[Collection[PortForward], Collection[PortForward]] = ((), ()),
@@ -183,7 +181,6 @@ class AutomaticForwards:
         self._to_guest = _Direction(ports.to_guest, named[1], self._outside, "the namespace", most)
         self._to_host = _Direction(ports.to_host, named[0], self._inside, "the host", most)
         self._own_addresses = own_addresses
-        self._on_change = on_change
         self._to_loopback = to_loopback
         self._judged: dict[int, bool] = {}
         """Sockets in the namespace, by inode: whether they are another program's like this one."""
@@ -201,30 +198,27 @@ class AutomaticForwards:
     async def look(self, level: int = logging.INFO) -> None:
         """One round: what listens now is forwarded when this returns.  Changes are logged at this level."""
         try:
-            if await self._update(level):
-                self._on_change()
+            await self._update(level)
             self._has_failed = False
         except OSError as error:
             if not self._has_failed:
                 log.warning("can't find out what listens, and so which ports to forward: %s", error.strerror or error)
             self._has_failed = True
 
-    async def _update(self, level: int) -> bool:
+    async def _update(self, level: int) -> None:
         self._inside.begin_round()
         self._outside.begin_round()
-        has_changed = False
         if self._to_guest.candidates:
             await self._inside.look()
             inside = self._without_strangers() if self._to_loopback else self._inside.settled
             wanted = automatic.to_guest(
                 self._to_guest.candidates, inside, self._own_addresses(), to_loopback=self._to_loopback
             )
-            has_changed |= await self._to_guest.update(wanted, level)
+            await self._to_guest.update(wanted, level)
         if self._to_host.candidates:
             await self._outside.look()
             wanted = automatic.to_host(self._to_host.candidates, self._outside.settled)
-            has_changed |= await self._to_host.update(wanted, level)
-        return has_changed
+            await self._to_host.update(wanted, level)
 
     def _without_strangers(self) -> list[BoundSocket]:
         """Those in the namespace, but not loopback's that are marked, or that a process out here has."""

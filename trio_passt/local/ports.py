@@ -3,7 +3,7 @@ with it.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 import trio
 
@@ -39,7 +39,6 @@ class LocalPorts:
         side: Side,
         listeners: PortListeners,
         families: Collection[int],
-        on_change: Callable[[], None],
     ) -> None:
         assert config.namespace is not None
         self._namespace = config.namespace
@@ -55,7 +54,6 @@ class LocalPorts:
             listeners,
             self.to_host,
             lambda: self._guest.addresses,
-            on_change,
             to_loopback=self._namespace.loopback_to_loopback,
             named=(_by_name(config.forwards), _by_name(config.forwards_to_host)),
         )
