@@ -14,6 +14,9 @@ from attrs import fields, frozen, has
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
+LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+"""By the version of IP."""
+
 HOST_MAC = bytes.fromhex("9a559a559a55")
 """MAC address of the host's side of the link: the one every frame to the guest comes from."""
 

@@ -129,7 +129,7 @@ class Dispatcher:
     def _take_frame(self, frame: memoryview) -> None:
         if (expected := plain.parse(frame)) is not None:
             if not self._take_plain(*expected):
-                self._take_joined(JoinedSegments(*expected))
+                self._take_unknown(JoinedSegments(*expected))
             return
         if (datagram := plain.parse_datagram(frame)) is not None:
             mac, ends, hop_limit, payload, packet = datagram
@@ -161,9 +161,11 @@ class Dispatcher:
         return True
 
     def _take_joined(self, run: JoinedSegments) -> None:
-        times = 1 + run.duplicates
-        if self._take_plain(run.mac, run.ends, run.segment, times):
-            return
+        if not self._take_plain(run.mac, run.ends, run.segment, 1 + run.duplicates):
+            self._take_unknown(run)
+
+    def _take_unknown(self, run: JoinedSegments) -> None:
+        """The long way."""
         source, _, destination, _ = run.ends
         if not self._has_family(source):
             self._drops["address family is off"] += run.frames
@@ -172,7 +174,7 @@ class Dispatcher:
         self._session.guest.learn_address(source)
         if self._is_off(IPProtocol.TCP, run.frames):
             return
-        for _ in range(times):
+        for _ in range(1 + run.duplicates):
             self._take_segment(source, destination, run.segment)
 
     def _has_family(self, address: bytes) -> bool:

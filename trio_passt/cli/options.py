@@ -28,7 +28,7 @@ from trio_passt.cli.option_table import (
 )
 from trio_passt.cli.ports import Ports, follow, parse_automatic_ports, parse_ports
 from trio_passt.cli.privileges import run_as
-from trio_passt.cli.values import UsageError, absolute_path, invalid, number
+from trio_passt.cli.values import UsageError, absolute_path, descriptor, invalid, number
 from trio_passt.config import (
     DEFAULT_MTU_BYTES,
     HOST_MAC,
@@ -243,9 +243,7 @@ def check_socket_path(option: str, path: Path) -> None:
 
 
 def _descriptor(option: str, value: str) -> int:
-    fd = number(value)
-    if fd is None or fd > 0x7FFFFFFF:
-        raise invalid(option, value, "a file descriptor's number is expected")
+    fd = descriptor(option, value)
     if fd in (1, 2):
         raise invalid(option, value, "this is where messages go (standard output, standard error)")
     return fd

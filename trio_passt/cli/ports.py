@@ -19,18 +19,16 @@ port 2222 is bound to 192.0.2.1 and nowhere else.  And there is one "all" for on
 """
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from itertools import groupby
 
 from attrs import evolve, field, frozen
 
 from trio_passt.cli.addresses import interface_name
 from trio_passt.cli.values import UsageError, address, invalid, number
-from trio_passt.config import Binding, IPAddress, PortForward, Protocol
+from trio_passt.config import LOOPBACK, Binding, IPAddress, PortForward, Protocol
 from trio_passt.host import port_ranges
 from trio_passt.host.port_ranges import ALL_PORTS, others, runs
-
-LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
 @frozen

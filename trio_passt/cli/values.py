@@ -25,6 +25,14 @@ def number(text: str) -> int | None:
     return int(text) if _DECIMAL.fullmatch(text) and len(text) <= 18 else None
 
 
+def descriptor(option: str, value: str) -> int:
+    """A file descriptor's number."""
+    fd = number(value)
+    if fd is None or fd > 0x7FFFFFFF:
+        raise invalid(option, value, "a file descriptor's number is expected")
+    return fd
+
+
 def address(text: str) -> IPv4Address | IPv6Address | None:
     """An IP address: IPv4, or IPv6 with or without brackets, no zone; otherwise `None`."""
     bracketed = text.startswith("[") and text.endswith("]")

@@ -7,14 +7,11 @@ reach is behind the DNS ports of the gateway's address, or of one that the opera
 else keeps address and port.
 """
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address
+from ipaddress import IPv4Interface, ip_address
 
 from trio_passt.config import GuestIPv4, GuestIPv6, GuestNetwork
-from trio_passt.host.endpoint import Endpoint, interface_index
+from trio_passt.host.endpoint import LOOPBACK, Endpoint, interface_index, is_loopback
 from trio_passt.wire.ipv6 import is_link_local
-
-LOOPBACK_IPV4 = IPv4Address("127.0.0.1").packed
-LOOPBACK_IPV6 = IPv6Address("::1").packed
 
 DNS_PORTS = frozenset({53, 853})
 """DNS (RFC 1035) and DNS over TLS (RFC 7858)."""
@@ -90,7 +87,7 @@ class AddressMap:
         self._add(guest)
         gateway = guest.gateway.packed
         today = self._gateways.get(len(gateway))
-        loopback = LOOPBACK_IPV4 if len(gateway) == 4 else LOOPBACK_IPV6
+        loopback = LOOPBACK[len(gateway)]
         are_mapped = today is not None and self._host_by_guest.get(today) == loopback
         # a nameserver that is told today is meant by its own address, whoever the gateway was
         is_nameserver = guest.gateway in network.resolvers.ipv4 or guest.gateway in network.resolvers.ipv6
@@ -139,7 +136,7 @@ class AddressMap:
             return seen
         if not self.is_host(address):
             return address
-        return self._guest_by_host.get(LOOPBACK_IPV4 if len(address) == 4 else LOOPBACK_IPV6, gateway)
+        return self._guest_by_host.get(LOOPBACK[len(address)], gateway)
 
     def stands_for_host(self, address: bytes) -> bool:
         """Whether what the guest sends to this address is for the host itself."""
@@ -147,9 +144,7 @@ class AddressMap:
 
     def is_host(self, address: bytes) -> bool:
         """Whether a host socket that sends to this address sends to the host itself."""
-        if address in self._local or address in self._guest_by_host:
-            return True
-        return address[0] == 127 if len(address) == 4 else address == LOOPBACK_IPV6
+        return address in self._local or address in self._guest_by_host or is_loopback(address)
 
 
 def _has_broadcast(interface: IPv4Interface) -> bool:

@@ -6,6 +6,9 @@ from ipaddress import ip_address
 
 from attrs import frozen
 
+LOOPBACK = {4: bytes((127, 0, 0, 1)), 16: bytes(15) + b"\1"}
+"""By the length of a packed address."""
+
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
@@ -47,6 +50,11 @@ def _packed(text: str) -> bytes:
     mapped = getattr(address, "ipv4_mapped", None)
     packed: bytes = (mapped or address).packed
     return packed
+
+
+def is_loopback(address: bytes) -> bool:
+    """Whether this packed address is one of loopback's."""
+    return address[0] == 127 if len(address) == 4 else address == LOOPBACK[16]
 
 
 def interface_index(name: str | None) -> int:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from attrs import evolve, frozen
 
 from trio_passt.config import (
+    LOOPBACK,
     DnsForward,
     Former,
     GuestIPv4,
@@ -46,7 +47,6 @@ FORMER_KEPT = 128
 may come back many times, with another address each: a guest whose own lease is forgotten renews it with nobody.
 """
 
-_LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 _CLASSES = ((128, 8), (192, 16), (256, 24))
 """The mask of an address whose first byte is less than this, by its class (RFC 791 section 3.2)."""
@@ -162,11 +162,11 @@ def _host_addresses(guest: GuestIPv4 | GuestIPv6, wishes: Wishes, own: IPAddress
     version = guest.address.version
     loopback = loopback_address(guest, wishes)
     if loopback is not None:
-        yield HostAddress(loopback, _LOOPBACK[version])
+        yield HostAddress(loopback, LOOPBACK[version])
         if version == 6 and loopback == guest.gateway and not loopback.is_link_local:
-            yield HostAddress(ROUTER_IPV6, _LOOPBACK[version])
+            yield HostAddress(ROUTER_IPV6, LOOPBACK[version])
         if isinstance(guest, GuestIPv6) and loopback == guest.gateway and guest.host_gateway is not None:
-            yield HostAddress(guest.host_gateway, _LOOPBACK[version])
+            yield HostAddress(guest.host_gateway, LOOPBACK[version])
     mapped = of_family(wishes.own_addresses, version)
     if mapped is not None and own is not None:
         yield HostAddress(mapped, own)

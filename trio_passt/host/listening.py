@@ -22,6 +22,7 @@ from typing import NamedTuple
 import trio
 
 from trio_passt.config import Protocol
+from trio_passt.host.endpoint import is_loopback
 from trio_passt.host.holder import proc_address
 from trio_passt.host.opener import MARK
 from trio_passt.host.rtnetlink import aligned, messages
@@ -90,10 +91,7 @@ class BoundSocket(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether nobody else can reach it than who is there."""
-        if self.interface == LOOPBACK_INTERFACE:
-            return True
-        address = self.address
-        return address[0] == 127 if len(address) == 4 else not any(address[:15]) and address[15] == 1
+        return self.interface == LOOPBACK_INTERFACE or is_loopback(self.address)
 
 
 # -- sock_diag(7): pure ------------------------------------------------------------------------------------------------

@@ -15,7 +15,16 @@ from ipaddress import IPv4Address, IPv6Address
 
 from attrs import frozen
 
-from trio_passt.config import MAX_NAME_CHARACTERS, DnsForward, GuestIPv4, GuestIPv6, IPAddress, Resolvers, Wishes
+from trio_passt.config import (
+    LOOPBACK,
+    MAX_NAME_CHARACTERS,
+    DnsForward,
+    GuestIPv4,
+    GuestIPv6,
+    IPAddress,
+    Resolvers,
+    Wishes,
+)
 from trio_passt.host.mapping import loopback_address, of_family
 
 NO_WISHES = Wishes()
@@ -137,9 +146,7 @@ def _needs_forward(address: IPAddress, guest: GuestIPv4 | GuestIPv6, mapped: IPA
 
 def _reachable(address: IPAddress) -> IPAddress:
     """The C library takes 0.0.0.0 and :: as this host."""
-    if not address.is_unspecified:
-        return address
-    return IPv4Address("127.0.0.1") if address.version == 4 else IPv6Address("::1")
+    return LOOPBACK[address.version] if address.is_unspecified else address
 
 
 def _words(line: str) -> list[str]:

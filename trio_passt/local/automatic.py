@@ -16,13 +16,13 @@ from ipaddress import ip_address
 from attrs import evolve
 
 from trio_passt.config import Binding, IPAddress, PortForward, Protocol
+from trio_passt.host.endpoint import LOOPBACK
 from trio_passt.host.listening import LOOPBACK_INTERFACE, BoundSocket
 
 DHCP_PORTS = frozenset({67, 68, 546, 547})
 """Of UDP: RFC 2131, RFC 8415 section 7.2."""
 
 _ANY = {4: bytes(4), 16: bytes(16)}
-_LOOPBACK = {4: bytes((127, 0, 0, 1)), 16: bytes(15) + b"\x01"}
 
 
 def to_guest(
@@ -42,7 +42,7 @@ def to_guest(
         for size in _families(sock):
             if sock.is_loopback:
                 if to_loopback:
-                    address = _LOOPBACK[size] if sock.is_wildcard else sock.address
+                    address = LOOPBACK[size] if sock.is_wildcard else sock.address
                     found |= _at(forward, size, address, only=address)
             elif sock.is_wildcard or sock.address in own_addresses:
                 found |= _at(forward, size, _ANY[size])
@@ -58,7 +58,7 @@ def to_host(candidates: Iterable[PortForward], outside: Iterable[BoundSocket]) -
             continue
         for size in _families(sock):
             if sock.is_wildcard:
-                found |= _at(forward, size, _LOOPBACK[size])
+                found |= _at(forward, size, LOOPBACK[size])
             elif sock.is_loopback:
                 found |= _at(forward, size, sock.address, only=sock.address)
     return found

@@ -14,7 +14,7 @@ from trio_passt.flow.key import FlowKey
 from trio_passt.flow.session import Session
 from trio_passt.flow.table import BriefTable, FlowLimit, SilentTable
 from trio_passt.host import error_queue, sockets
-from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.endpoint import Endpoint, is_loopback
 from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.listeners import UdpPort
 from trio_passt.host.outbound import Way
@@ -192,8 +192,3 @@ def _loopback_is_up(sock: socket.socket) -> bool:
     """That of the side which this socket is of (netdevice(7), SIOCGIFFLAGS)."""
     flags: int = _INTERFACE.unpack(fcntl.ioctl(sock, _SIOCGIFFLAGS, _INTERFACE.pack(b"lo", 0)))[1]
     return bool(flags & _IFF_UP)
-
-
-def is_loopback(address: bytes) -> bool:
-    """Whether this packed address is one of loopback's."""
-    return address[0] == 127 if len(address) == 4 else not any(address[:15]) and address[15] == 1

@@ -12,13 +12,12 @@ import socket
 from collections.abc import Callable
 
 from trio_passt.flow.guest import Guest
-from trio_passt.flow.translate import LOOPBACK_IPV4, LOOPBACK_IPV6
 from trio_passt.host import sockets
-from trio_passt.host.endpoint import Endpoint
+from trio_passt.host.endpoint import LOOPBACK, Endpoint, is_loopback
 from trio_passt.host.error_queue import DatagramError
 from trio_passt.host.listeners import Receiver, UdpPort
 from trio_passt.host.side import Side
-from trio_passt.local.flows import LocalFlows, Means, is_loopback
+from trio_passt.local.flows import LocalFlows, Means
 from trio_passt.wire.datagrams import Train
 from trio_passt.wire.ipv6 import is_link_local
 
@@ -116,12 +115,10 @@ class ToHost:
 
 def _loopback_for(dialled: bytes) -> bytes:
     """The loopback address that was dialled, or one of that family."""
-    if is_loopback(dialled):
-        return dialled
-    return LOOPBACK_IPV4 if len(dialled) == 4 else LOOPBACK_IPV6
+    return dialled if is_loopback(dialled) else LOOPBACK[len(dialled)]
 
 
 def _own_address(guest: Guest, dialled: bytes) -> bytes | None:
     """The guest's of the same family; not a link-local one, whose interface we do not know."""
-    address = guest.address_towards(LOOPBACK_IPV4 if len(dialled) == 4 else LOOPBACK_IPV6)
+    address = guest.address_towards(LOOPBACK[len(dialled)])
     return None if address is None or is_link_local(address) else address

@@ -69,7 +69,7 @@ def version_text() -> str:
 def check_descriptors(asked: Asked) -> None:
     """That one is not there, or can't be waited for, is found out before its number is another's.
 
-    Raises `UsageError`.
+    Raises `UsageError`, and `StartupError` where there are no means to wait.
     """
     for option, fd in (("--ready-fd", asked.ready_fd), ("--exit-fd", asked.exit_fd)):
         if fd is not None:
@@ -83,6 +83,8 @@ def check_descriptors(asked: Asked) -> None:
                 readiness.register(asked.exit_fd)
         except PermissionError as error:
             raise UsageError(f"option '--exit-fd {asked.exit_fd}': a pipe or a socket is expected") from error
+        except OSError as error:
+            raise StartupError(f"can't wait for --exit-fd {asked.exit_fd}: {error.strerror}") from error
 
 
 async def run(

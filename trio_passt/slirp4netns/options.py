@@ -17,10 +17,11 @@ from attrs import frozen, mutable
 from trio_passt.cli import addresses
 from trio_passt.cli.getopt import scan
 from trio_passt.cli.namespace import process
+from trio_passt.cli.option_table import MINIMUM_MTU_BYTES
 from trio_passt.cli.options import Options, Show, check_socket_path
-from trio_passt.cli.values import UsageError, absolute_path, address, invalid, number
+from trio_passt.cli.values import UsageError, absolute_path, address, descriptor, invalid, number
 from trio_passt.config import DEFAULT_MTU_BYTES as LINK_MTU_BYTES
-from trio_passt.config import IPAddress, IPNetwork, Namespace, Outbound, WishedAddress, Wishes
+from trio_passt.config import HOST_MAC, IPAddress, IPNetwork, Namespace, Outbound, WishedAddress, Wishes
 from trio_passt.slirp4netns.option_table import DEFAULT_CIDR, DEFAULT_MTU_BYTES, LARGEST_MTU_BYTES, OPTIONS
 
 GUEST, HOST, NAMESERVER = 100, 2, 3
@@ -33,7 +34,6 @@ IPV6_NETWORK = IPv6Network("fd00::/64")
 GUEST_IPV6, HOST_IPV6, NAMESERVER_IPV6 = IPv6Address("fd00::100"), IPv6Address("fd00::2"), IPv6Address("fd00::3")
 
 DEFAULT_INTERFACE = "tap0"
-SMALLEST_MTU_BYTES = 68
 
 
 @frozen
@@ -118,6 +118,8 @@ def _namespace(collected: _Collected, directory: Path) -> Namespace:
     mac = None
     if "macaddress" in values:
         mac = addresses.mac_address("--macaddress", values["macaddress"])
+        if mac == HOST_MAC:
+            raise UsageError(f"option '--macaddress {values['macaddress']}': this is the address of the host's side")
         if "configure" not in flags:
             raise UsageError(f"option '--macaddress {values['macaddress']}' is for '--configure', which is not given")
     user_path = values.get("userns-path")
@@ -174,19 +176,14 @@ def _network(option: str, value: str) -> IPv4Network:
 
 def _mtu(option: str, value: str) -> int:
     mtu_bytes = number(value)
-    if mtu_bytes is None or not SMALLEST_MTU_BYTES <= mtu_bytes <= LARGEST_MTU_BYTES:
-        raise invalid(option, value, f"{SMALLEST_MTU_BYTES} to {LARGEST_MTU_BYTES} is expected")
+    if mtu_bytes is None or not MINIMUM_MTU_BYTES <= mtu_bytes <= LARGEST_MTU_BYTES:
+        raise invalid(option, value, f"{MINIMUM_MTU_BYTES} to {LARGEST_MTU_BYTES} is expected")
     return min(mtu_bytes, LINK_MTU_BYTES)
 
 
 def _descriptor(option: str, values: dict[str, str]) -> int | None:
     value = values.get(option.removeprefix("--"))
-    if value is None:
-        return None
-    fd = number(value)
-    if fd is None or fd > 0x7FFFFFFF:
-        raise invalid(option, value, "a file descriptor's number is expected")
-    return fd
+    return descriptor(option, value) if value is not None else None
 
 
 def _outbound(values: dict[str, str]) -> Outbound:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from trio_passt.wire import bulk_datagrams, columns, finish, plain, tcp
+from trio_passt.wire import bulk_datagrams, columns, finish, tcp
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.columns import Offloads, Offsets, Stretch, Words
 from trio_passt.wire.ethernet import EtherType
@@ -185,7 +185,7 @@ class _Frames:
             begins = [part.first for part in stretches]
             has_some = np.logical_or.reduceat(self.right, begins).tolist()
             stretches = [part for part, has_it in zip(stretches, has_some, strict=True) if has_it]
-        place = (layout.header_bytes - tcp.HEADER_BYTES, plain.TCP_CHECKSUM_AT)
+        place = (layout.header_bytes - tcp.HEADER_BYTES, tcp.CHECKSUM_AT)
         offloads = columns.offloads(batch, *place, layout.segmentation)
         self.right &= self._has_right_payload(batch, stretches, offloads)
         self.segment_counts = None if offloads is None else offloads.segment_counts(self.sizes)

@@ -95,7 +95,7 @@ def find(
     right &= words[layout.compared[0]] & layout.hop_limit_mask != 0
     if layout is IPV4:
         right &= np.add.reduce(words[columns.IPV4_HEADER], axis=0, dtype=np.uint64) % 65535 == 0
-    place = (layout.header_bytes - udp.HEADER_BYTES, plain.UDP_CHECKSUM_AT)
+    place = (layout.header_bytes - udp.HEADER_BYTES, udp.CHECKSUM_AT)
     offloads = columns.offloads(batch, *place, Segmentation.UDP)
     right &= _has_right_payload(batch, stretches, layout, lengths, words[_LENGTH_AND_SUM] & 0xFFFF, offloads)
     segment_sizes = None if offloads is None else offloads.sizes

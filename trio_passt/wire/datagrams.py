@@ -34,7 +34,6 @@ from trio_passt.wire.ip import IPProtocol
 _IPV4_HEAD = struct.Struct("!I 16s H 6s H 12s HH")
 """Frame length; up to the total length; total length; up to the header checksum; that; up to the UDP length; UDP."""
 
-_CHECKSUM_AT = 6
 
 _IPV6_HEAD = struct.Struct("!I 18s H 38s HH")
 """Frame length; up to the payload length; payload length; up to the UDP length; UDP length and checksum."""
@@ -137,7 +136,7 @@ class UdpHeaders:
         self._ethernet = ethernet
         self._udp_at = ETHERNET_BYTES + len(header)
         self.largest_bytes = mtu_bytes - len(header) - udp.HEADER_BYTES
-        filled_in = Offload(self._udp_at, _CHECKSUM_AT, self._udp_at + udp.HEADER_BYTES)
+        filled_in = Offload(self._udp_at, udp.CHECKSUM_AT, self._udp_at + udp.HEADER_BYTES)
         self._offload = filled_in if capabilities.checksum else None
         self._latest = filled_in
 
@@ -225,7 +224,7 @@ class UdpHeaders:
         """The latest one is kept, since sizes change seldom."""
         if self._latest.segment_bytes != size:
             header_bytes = self._udp_at + udp.HEADER_BYTES
-            self._latest = Offload(self._udp_at, _CHECKSUM_AT, header_bytes, size, Segmentation.UDP)
+            self._latest = Offload(self._udp_at, udp.CHECKSUM_AT, header_bytes, size, Segmentation.UDP)
         return self._latest
 
     def _headed(self, buffer: memoryview, train: Train) -> FrameRun:

@@ -88,7 +88,7 @@ def _cut(frame: memoryview, offload: Offload) -> Iterator[bytearray]:
     header_bytes = start + ((frame[start + 12] >> 4) * 4 if is_tcp else udp.HEADER_BYTES)
     payload = frame[header_bytes:]
     count = max(1, -(-len(payload) // size))
-    if offload.checksum_offset != (16 if is_tcp else 6) or count > MOST_DATAGRAMS:
+    if offload.checksum_offset != (tcp.CHECKSUM_AT if is_tcp else udp.CHECKSUM_AT) or count > MOST_DATAGRAMS:
         raise MalformedPacket(f"{count} segments of {size} bytes, with checksums at {offload.checksum_offset}")
     pseudo_sum = int.from_bytes(frame[start + offload.checksum_offset :][:2], "big") + 0xFFFF - (len(frame) - start)
     for index in range(count):

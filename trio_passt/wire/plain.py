@@ -40,9 +40,6 @@ _ADDRESSES_IPV6_AT: Final = 22
 
 _AFTER_IPV4_AT: Final = 34
 _AFTER_IPV6_AT: Final = 54
-TCP_CHECKSUM_AT: Final = 16
-UDP_CHECKSUM_AT: Final = 6
-"""From the beginning of the header."""
 
 _TCP: Final = int(IPProtocol.TCP)
 _UDP: Final = int(IPProtocol.UDP)
@@ -92,7 +89,7 @@ def _parse_ipv4(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends
         or not (
             _is_right(frame, _ADDRESSES_IPV4_AT, _IPV4.size, stop)
             if offload is None
-            else offload.answers_for(_AFTER_IPV4_AT, TCP_CHECKSUM_AT, Segmentation.TCPV4)
+            else offload.answers_for(_AFTER_IPV4_AT, tcp.CHECKSUM_AT, Segmentation.TCPV4)
         )
     ):
         return None
@@ -128,7 +125,7 @@ def _parse_ipv6(frame: memoryview, offload: Offload | None) -> tuple[bytes, Ends
         or not (
             _is_right(frame, _ADDRESSES_IPV6_AT, _IPV6.size, stop)
             if offload is None
-            else offload.answers_for(_AFTER_IPV6_AT, TCP_CHECKSUM_AT, Segmentation.TCPV6)
+            else offload.answers_for(_AFTER_IPV6_AT, tcp.CHECKSUM_AT, Segmentation.TCPV6)
         )
     ):
         return None
@@ -189,7 +186,7 @@ def _parse_datagram_ipv4(frame: memoryview, offload: Offload | None) -> Datagram
         or not (
             not field or _is_right_datagram(frame, _ADDRESSES_IPV4_AT, payload_at, stop)
             if offload is None
-            else offload.answers_for(_AFTER_IPV4_AT, UDP_CHECKSUM_AT, Segmentation.UDP)
+            else offload.answers_for(_AFTER_IPV4_AT, udp.CHECKSUM_AT, Segmentation.UDP)
         )
     ):
         return None
@@ -213,7 +210,7 @@ def _parse_datagram_ipv6(frame: memoryview, offload: Offload | None) -> Datagram
         or not (
             _is_right_datagram(frame, _ADDRESSES_IPV6_AT, payload_at, stop)
             if offload is None
-            else offload.answers_for(_AFTER_IPV6_AT, UDP_CHECKSUM_AT, Segmentation.UDP)
+            else offload.answers_for(_AFTER_IPV6_AT, udp.CHECKSUM_AT, Segmentation.UDP)
         )
     ):
         return None

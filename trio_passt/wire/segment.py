@@ -68,7 +68,7 @@ def _same_between(host_mac: bytes, guest_mac: bytes, source: bytes, destination:
         before_length = emit_ethernet(EthernetHeader(guest_mac, host_mac, EtherType.IPV6)) + header[:4]
         after_length, after_checksum, ip_sum = header[6:], b"", 0
     tcp_at = ETHERNET_BYTES + len(header)
-    offload = Offload(tcp_at, 16, tcp_at + tcp.HEADER_BYTES)
+    offload = Offload(tcp_at, tcp.CHECKSUM_AT, tcp_at + tcp.HEADER_BYTES)
     return _Same(before_length, after_length, after_checksum, ip_sum, pseudo_sum, offload)
 
 
@@ -196,10 +196,10 @@ class TcpHeaders:
         """The latest one is kept: nearly all frames of a connection have one of two."""
         if not segment_bytes:
             at = self.header_bytes
-            return Offload(self._tcp_at, 16, at + options_bytes) if options_bytes else self._offload
+            return Offload(self._tcp_at, tcp.CHECKSUM_AT, at + options_bytes) if options_bytes else self._offload
         if self._segmented.segment_bytes != segment_bytes:
             kind = Segmentation.TCPV4 if self._is_ipv4 else Segmentation.TCPV6
-            self._segmented = Offload(self._tcp_at, 16, self.header_bytes, segment_bytes, kind)
+            self._segmented = Offload(self._tcp_at, tcp.CHECKSUM_AT, self.header_bytes, segment_bytes, kind)
         return self._segmented
 
     def _head(self, tcp_bytes: int, seq: int, ack: int, offset: int, flags: int, window: int, field: int) -> bytes:
@@ -237,7 +237,7 @@ class TcpHeaders:
         header = self._head(tcp_bytes, 0, ack, offset, flags, window, 0)
         head_bytes = len(header)
         seq_at = PREFIX_BYTES + self._tcp_at + 4
-        sum_at = PREFIX_BYTES + self._tcp_at + 16
+        sum_at = PREFIX_BYTES + self._tcp_at + tcp.CHECKSUM_AT
 
         block = np.empty((count, head_bytes + mss), np.uint8)
         block[:, :head_bytes] = np.frombuffer(header, np.uint8)

@@ -15,6 +15,7 @@ from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ip import IPProtocol
 
 HEADER_BYTES: Final = 20
+CHECKSUM_AT: Final = 16
 _HEADER: Final = struct.Struct("!HHIIBBHHH")
 
 FIN: Final = 0x01

@@ -1,6 +1,7 @@
 """UDP (RFC 768; over IPv6 RFC 8200 section 8.1)."""
 
 import struct
+from typing import Final
 
 from attrs import frozen
 
@@ -9,7 +10,8 @@ from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.errors import MalformedPacket
 from trio_passt.wire.ip import IPProtocol
 
-HEADER_BYTES = 8
+HEADER_BYTES: Final = 8
+CHECKSUM_AT: Final = 6
 _HEADER = struct.Struct("!HHHH")
 
 

@@ -236,6 +236,10 @@ def test_rootlesskit() -> None:
         (("-e", "3", "-r", "3", "17"), "options '--ready-fd 3' and '--exit-fd 3' contradict each other"),
         (("--netns-type=x", "17"), "invalid value 'x' for option '--netns-type': 'pid' or 'path' is expected"),
         (("--target-type=bess", "/s"), "invalid value 'bess' for option '--target-type': 'netns' is expected"),
+        (
+            ("--macaddress=9a:55:9a:55:9a:55", "-c", "17"),
+            "option '--macaddress 9a:55:9a:55:9a:55': this is the address of the host",
+        ),
         (("--macaddress=01:00:00:00:00:01", "-c", "17"), "invalid value '01:00:00:00:00:01' for option '--macaddress'"),
         (("--macaddress=02:00:00:00:00:01", "17"), "option '--macaddress 02:00:00:00:00:01' is for '--configure'"),
         (("--outbound-addr=2001:db8::1", "17"), "invalid value '2001:db8::1' for option '--outbound-addr': an IPv4"),
