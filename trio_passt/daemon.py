@@ -13,6 +13,7 @@ root nursery
       ├─ link, readiness    finish partly written frames; fetch the events of the link and of all host sockets
       ├─ router             unsolicited router advertisements
       ├─ fragments          gives up what never becomes whole
+      ├─ local ports        of a namespace: those that lead to the host, and automatic ones
       └─ flows              one task each
 """
 

@@ -23,6 +23,7 @@ from types import FrameType
 from trio_passt.cli.log import one_line, write_to_stderr
 from trio_passt.cli.mode import PROGRAM
 from trio_passt.errors import StartupError
+from trio_passt.host.descriptors import close_all_but
 from trio_passt.host.libc import call
 
 UMASK = 0o077
@@ -77,7 +78,7 @@ def fork(keep_fd: int | None = None) -> Child | int:
         _fork_again()
         with suppress(BrokenPipeError):  # then it will not be ready either
             os.write(write_fd, _PROCESS_ID.pack(os.getpid()))
-        _close_all_but(write_fd, null_fd, keep_fd)
+        close_all_but(fd for fd in (write_fd, null_fd, keep_fd) if fd is not None)
         return Child(write_fd, null_fd)
     os.close(null_fd)
     os.close(write_fd)
@@ -131,14 +132,6 @@ def _wait_for_daemon(read_fd: int) -> int:
 def _cannot_fork(error: OSError) -> int:
     write_to_stderr(one_line(f"{PROGRAM}: can't go into the background: {error.strerror}") + "\n")
     return 1
-
-
-def _close_all_but(*kept: int | None) -> None:
-    start = 3
-    for fd in sorted({fd for fd in kept if fd is not None and fd > 2}):
-        os.closerange(start, fd)
-        start = fd + 1
-    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 @contextmanager

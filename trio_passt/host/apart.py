@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import trio
 
+from trio_passt.host.descriptors import close_all_but
+
 T = TypeVar("T")
 
 _READ_BYTES = 65536
-_ALL_DESCRIPTORS = 2**31 - 1
 
 
 def in_child(function: Callable[[], T]) -> T:
@@ -101,8 +102,7 @@ def _answer(function: Callable[[], object], writer: int) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
-        os.closerange(3, writer)  # a guest whose socket is closed by its daemon shall not wait for us
-        os.closerange(writer + 1, _ALL_DESCRIPTORS)
+        close_all_but((writer,))  # a guest whose socket is closed by its daemon shall not wait for us
         try:
             answer = pickle.dumps((function(), None))
         except Exception as error:

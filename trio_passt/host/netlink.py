@@ -99,14 +99,14 @@ def _default_route(message: Any) -> DefaultRoute | None:
 def _next_hops(message: Any) -> tuple[NextHop, ...]:
     """A multipath route lists its next hops; any other route is its own."""
     if multipath := message.get_attr("RTA_MULTIPATH"):
-        return tuple(NextHop(hop["oif"], _gateway(hop), dead=bool(hop["flags"] & _RTNH_F_DEAD)) for hop in multipath)
+        return tuple(NextHop(hop["oif"], gateway_of(hop), dead=bool(hop["flags"] & _RTNH_F_DEAD)) for hop in multipath)
     link_index = message.get_attr("RTA_OIF")
     if link_index is None:
         return ()
-    return (NextHop(link_index, _gateway(message), dead=bool(message["flags"] & _RTNH_F_DEAD)),)
+    return (NextHop(link_index, gateway_of(message), dead=bool(message["flags"] & _RTNH_F_DEAD)),)
 
 
-def _gateway(message: Any) -> IPv4Address | IPv6Address | None:
+def gateway_of(message: Any) -> IPv4Address | IPv6Address | None:
     """RTA_GATEWAY, or RTA_VIA: an IPv4 route by a router with an IPv6 address."""
     if gateway := message.get_attr("RTA_GATEWAY"):
         return ip_address(gateway)

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from trio_passt.errors import StartupError
+from trio_passt.host.network import MAIN_TABLE
 from trio_passt.namespace.setup import Hop, Plan, Route, TapAddress
 
 _IN6_ADDR_GEN_MODE_NONE = 1
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
 _RTNH_F_ONLINK = 0x4
-_RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
+_RTN_UNICAST = 1
 _FOREVER = 0xFFFFFFFF
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -113,7 +114,7 @@ def _route(route: Route, index: int) -> dict[str, Any]:
         "dst": str(route.destination.network_address),
         "dst_len": route.destination.prefixlen,
         "tos": route.tos,
-        "table": _RT_TABLE_MAIN,
+        "table": MAIN_TABLE,
         "proto": route.protocol,
         "scope": route.scope,
         "type": _RTN_UNICAST,

@@ -7,8 +7,8 @@ advance, and in batches: each connection between loopback here and there takes o
 takes longer than all the rest of it.
 
 The agent may be in the power of the guest (see `report`).  It is not waited for again, once it was silent for too long,
-until it has answered; and who says what it should not is ended.  Then there are no more sockets of any kind; what is
-open goes on.
+until it has answered.  A descriptor of something else than what was asked for is refused; who answers what no agent
+says is ended.  Then there are no more sockets of any kind; what is open goes on.
 """
 
 import errno

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NoReturn
 
+from trio_passt.host.descriptors import close_all_but
 from trio_passt.host.libc import call
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-_ALL_DESCRIPTORS = 2**31 - 1
 
 END_WITHIN_S = 1.0
 _LOOK_AGAIN_S = 0.001
@@ -56,15 +56,6 @@ def without_standard_descriptors() -> None:
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     os.close(null)
-
-
-def close_all_but(kept: Collection[int]) -> None:
-    """All descriptors but the standard ones and these."""
-    first = 3
-    for descriptor in sorted(kept):
-        os.closerange(first, descriptor)
-        first = max(first, descriptor + 1)
-    os.closerange(first, _ALL_DESCRIPTORS)
 
 
 def status_of(process: int) -> int:

@@ -21,11 +21,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 from attrs import evolve, frozen
 
-from trio_passt.config import Config, GuestIPv4, GuestIPv6, IPAddress, Namespace
+from trio_passt.config import Config, GuestIPv4, GuestIPv6, IPAddress, IPNetwork, Namespace
 from trio_passt.host.network import link_local_from_mac
 
 IPInterface = IPv4Interface | IPv6Interface
-IPNetwork = IPv4Network | IPv6Network
 
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 """RT_SCOPE_...: a route by a gateway, and one without."""

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from typing import Any
 
-from trio_passt.config import GuestNetwork, IPAddress
+from trio_passt.config import GuestNetwork
 from trio_passt.errors import StartupError
+from trio_passt.host.netlink import gateway_of
+from trio_passt.host.network import MAIN_TABLE
 from trio_passt.host.rtnetlink import dump_routes
-from trio_passt.namespace.setup import Hop, HostAddress, Route, Template
+from trio_passt.namespace.setup import SCOPE_LINK, Hop, HostAddress, Route, Template
 
 log = logging.getLogger("trio_passt.namespace")
 
@@ -19,8 +21,7 @@ MOST_ROUTES = 1_000
 
 _IFA_F_TEMPORARY, _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
 _RTNH_F_DEAD, _RTNH_F_ONLINK, _RTM_F_CLONED = 0x1, 0x4, 0x200
-_RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
-_RT_SCOPE_LINK = 253
+_RTN_UNICAST = 1
 _HEADER_BYTES = 16
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _BITS = {socket.AF_INET: 32, socket.AF_INET6: 128}
@@ -88,13 +89,13 @@ def _routes(interface: str, index: int) -> list[Route]:
     def may_be(body: bytes) -> bool:
         """As far as can be told at a glance, where there are a million; the number is somewhere if it is by it."""
         _, _, source_bits, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
-        is_plain = table == _RT_TABLE_MAIN and kind == _RTN_UNICAST and not source_bits and not flags & _RTM_F_CLONED
+        is_plain = table == MAIN_TABLE and kind == _RTN_UNICAST and not source_bits and not flags & _RTM_F_CLONED
         return is_plain and number in body[_ROUTE.size :]
 
     dumped = [data for family in _BITS for data in dump_routes(family, may_be)]
     if len(dumped) > MOST_ROUTES:
         log.warning("%s has %d routes: only default routes and its own subnets' are copied", interface, len(dumped))
-        dumped = [data for data in dumped if data[_HEADER_BYTES + 1] == 0 or data[_HEADER_BYTES + 6] == _RT_SCOPE_LINK]
+        dumped = [data for data in dumped if data[_HEADER_BYTES + 1] == 0 or data[_HEADER_BYTES + 6] == SCOPE_LINK]
     routes: list[Route] = []
     for data in dumped:
         message = rtmsg(data)
@@ -129,15 +130,6 @@ def _hops(message: Any, index: int) -> Iterator[Hop]:
     if multipath := message.get_attr("RTA_MULTIPATH"):
         for hop in multipath:
             if hop["oif"] == index and not hop["flags"] & _RTNH_F_DEAD and not hop.get_attr("RTA_ENCAP"):
-                yield Hop(_gateway(hop), on_link=bool(hop["flags"] & _RTNH_F_ONLINK), weight=hop["hops"] + 1)
+                yield Hop(gateway_of(hop), on_link=bool(hop["flags"] & _RTNH_F_ONLINK), weight=hop["hops"] + 1)
     elif message.get_attr("RTA_OIF") == index and not message["flags"] & _RTNH_F_DEAD:
-        yield Hop(_gateway(message), on_link=bool(message["flags"] & _RTNH_F_ONLINK))
-
-
-def _gateway(message: Any) -> IPAddress | None:
-    """RTA_GATEWAY, or RTA_VIA: an IPv4 route by a router with an IPv6 address."""
-    if gateway := message.get_attr("RTA_GATEWAY"):
-        return ip_address(gateway)
-    if via := message.get_attr("RTA_VIA"):
-        return ip_address(via["addr"])
-    return None
+        yield Hop(gateway_of(message), on_link=bool(message["flags"] & _RTNH_F_ONLINK))
