@@ -68,7 +68,7 @@ async def run(
 
     Returns after SIGTERM, SIGINT, SIGQUIT or SIGHUP, and when the only guest has gone (`one_off`, a connected
     descriptor, or a namespace); the status is that of a namespace's command, else 0.  Raises StartupError if something
-    can't be opened; everything that was opened is closed again in any case.
+    can't be opened; everything that was opened here is closed again in any case.
     """
     with ExitStack() as opened:
         asked = opened.enter_context(trio.open_signal_receiver(STATUS_SIGNAL))
