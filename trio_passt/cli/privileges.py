@@ -19,7 +19,6 @@ import errno
 import grp
 import os
 import pwd
-import struct
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from pathlib import Path
 from trio_passt.cli.values import invalid, number
 from trio_passt.config import RunAs
 from trio_passt.errors import StartupError
-from trio_passt.host.libc import call
+from trio_passt.host import identity
 from trio_passt.host.network import Host
 
 LARGEST_ID = 2**32 - 2
@@ -35,12 +34,6 @@ LARGEST_ID = 2**32 - 2
 
 NOBODY = 65534
 """Where the name is unknown: the kernel's own overflowuid."""
-
-_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 8, 38
-_CAPABILITY_VERSION_3 = 0x20080522
-"""capset(2): then there are two times three words: effective, permitted, inheritable; the lower halves come first."""
-
-_NET_BIND_SERVICE = 1 << 10
 
 
 class NotAllowedError(StartupError):
@@ -87,14 +80,10 @@ def is_real_root() -> bool:
 def become(user: RunAs, *, binds_later: bool = False) -> None:
     """Be that user from now on, without a way back.  Raises `NotAllowedError`."""
     try:
-        os.setgroups([])
-        os.setresgid(user.gid, user.gid, user.gid)
-        if binds_later:
-            call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setresuid(user.uid, user.uid, user.uid)
+        identity.become(user, keeps_capabilities=binds_later)
         if user.uid != 0:
-            give_up_capabilities(but_binding=binds_later)
-        call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            identity.give_up_capabilities(but_binding=binds_later)
+        identity.gain_no_more()
     except OSError as error:
         text = f"can't go on as user {user.uid}, group {user.gid}: {error.strerror}"
         needs = " (only root may, or who has CAP_SETUID and CAP_SETGID)" if error.errno == errno.EPERM else ""
@@ -118,21 +107,6 @@ def discover_as(user: RunAs) -> Host:
 
         read_host_network()  # most of it is imported by doing so
         return discover()
-
-
-def give_up_capabilities(*, but_binding: bool = False) -> None:
-    """All of them, or all but CAP_NET_BIND_SERVICE, if that is there.
-
-    setresuid(2) has done so if we were root, see capabilities(7); unless they were kept for that.
-    """
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    kept = _NET_BIND_SERVICE if but_binding else 0
-    try:
-        call("capset", header, struct.pack("=III", kept, kept, 0) + bytes(12))
-    except OSError:
-        if not kept:
-            raise
-        give_up_capabilities()
 
 
 def _nobody() -> RunAs:

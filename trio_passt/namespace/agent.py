@@ -27,6 +27,7 @@ from attrs import frozen
 
 from trio_passt.config import PortForward, Protocol, RunAs
 from trio_passt.errors import StartupError
+from trio_passt.host import identity
 from trio_passt.host.libc import call
 from trio_passt.host.opener import Opener
 from trio_passt.host.side import Here
@@ -41,10 +42,6 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFHWADDR, _SIOCGIFHWADDR = 0x8913, 0x8914, 0
 _IFF_UP = 0x1
 _ARPHRD_ETHER = 1
 _IFREQ_BYTES = 40
-
-_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 8, 38
-_CAPABILITY_VERSION_3 = 0x20080522
-_CAP_NET_BIND_SERVICE = 1 << 10
 
 
 @frozen
@@ -259,16 +256,8 @@ def _ioctl(number: int, request: bytearray) -> None:
 def _give_up_privileges(run_as: RunAs | None) -> None:
     """Also root's powers over files, where we may become somebody else."""
     if run_as is not None:
-        call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setgroups([])
-        os.setresgid(run_as.gid, run_as.gid, run_as.gid)
-        os.setresuid(run_as.uid, run_as.uid, run_as.uid)
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    kept = struct.pack("=IIIIII", _CAP_NET_BIND_SERVICE, _CAP_NET_BIND_SERVICE, 0, 0, 0, 0)
-    try:
-        call("capset", header, kept)
-    except PermissionError:  # we do not have it
-        call("capset", header, bytes(24))
-    call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        identity.become(run_as, keeps_capabilities=True)
+    identity.give_up_capabilities(but_binding=True)
+    identity.gain_no_more()
     processes.be_dumpable(is_dumpable=False)
     processes.die_with_parent()  # it may be stopped, and never see the end of the connection

@@ -31,6 +31,7 @@ from attrs import frozen
 
 from trio_passt.config import Namespace, RunAs
 from trio_passt.errors import StartupError
+from trio_passt.host import identity
 from trio_passt.host.libc import call
 from trio_passt.namespace import first_process, processes
 from trio_passt.namespace.enter import (
@@ -181,7 +182,8 @@ def _keep(daemon: socket.socket, making: _Making) -> int:
     foreground = _Foreground()
     try:
         if making.user is not None:
-            _become(making.user)
+            identity.become(making.user)
+            processes.be_dumpable(is_dumpable=True)  # else /proc/self is root's
         _make_namespaces(makes_user=making.makes_user)
         processes.die_with_parent()
         namespaces = of_this_process(user=making.makes_user)
@@ -224,13 +226,6 @@ class _Foreground:
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else who is not in the foreground is stopped
             with suppress(OSError):
                 os.tcsetpgrp(self._terminal, os.getpgrp())
-
-
-def _become(user: RunAs) -> None:
-    os.setgroups([])
-    os.setresgid(user.gid, user.gid, user.gid)
-    os.setresuid(user.uid, user.uid, user.uid)
-    processes.be_dumpable(is_dumpable=True)  # else /proc/self is root's
 
 
 class _RefusedError(Exception):

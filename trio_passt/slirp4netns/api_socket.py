@@ -40,11 +40,18 @@ class ApiSocket:
         os.fchmod(self.socket.fileno(), 0o600)  # bind(2) gives the file the mode of the socket's own inode
         self.socket.bind(os.fsencode(self._path))
         self._file = os.lstat(self._path)
-        self.socket.listen(BACKLOG)
+        try:
+            self.socket.listen(BACKLOG)
+        except OSError:
+            self._remove()
+            raise
 
     def close(self) -> None:
         """The file goes, too, if it is ours still, and we may."""
+        self._remove()
+        self.socket.close()
+
+    def _remove(self) -> None:
         with suppress(OSError):
             if os.path.samestat(os.lstat(self._path), self._file):
                 self._path.unlink()
-        self.socket.close()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trio_passt import __version__
-from trio_passt.cli import privileges
 from trio_passt.cli.log import one_line, write_to_stderr
 from trio_passt.cli.main import prepare, print_text, run_options, working_directory
 from trio_passt.cli.messages import help_page
@@ -24,6 +23,7 @@ from trio_passt.cli.service_manager import Notifier
 from trio_passt.cli.values import UsageError
 from trio_passt.config import Config, PortForward
 from trio_passt.errors import StartupError
+from trio_passt.host import identity
 from trio_passt.slirp4netns.option_table import FORMS, PURPOSE, SECTIONS
 from trio_passt.slirp4netns.options import Asked, parse_options
 
@@ -107,7 +107,7 @@ async def run(
         def on_all_open() -> None:
             on_open()
             if asked.gives_up_capabilities:
-                privileges.give_up_capabilities(but_binding=True)
+                identity.give_up_capabilities(but_binding=True)
 
         def on_all_ready(path: Path | None, forwards: Sequence[PortForward]) -> None:
             on_ready(path, forwards)

@@ -16,7 +16,7 @@ from trio_passt.cli.privileges import NotAllowedError, become, is_real_root, nex
 from trio_passt.cli.values import UsageError
 from trio_passt.config import RunAs
 from trio_passt.errors import StartupError
-from trio_passt.host import apart, discovery, netlink
+from trio_passt.host import apart, discovery, identity, netlink
 from trio_passt.host.network import Host
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
@@ -191,8 +191,8 @@ def test_one_who_binds_ports_later_may_still_bind_low_ones() -> None:
 def test_it_is_kept_only_if_it_was_there(had_it: bool) -> None:
     def change() -> dict[str, list[str]]:
         if not had_it:
-            privileges.give_up_capabilities()
-        privileges.give_up_capabilities(but_binding=True)
+            identity.give_up_capabilities()
+        identity.give_up_capabilities(but_binding=True)
         return status()
 
     said = apart.in_child(change)

@@ -1,5 +1,6 @@
 """Requests and replies, to the byte, and clients of all kinds at a real UNIX socket in a directory of the test's."""
 
+import errno
 import json
 import os
 import resource
@@ -420,7 +421,7 @@ async def test_out_of_descriptors_a_client_waits(
             await trio.testing.wait_all_tasks_blocked()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await client.recv(100) == NOTHING
         client.close()
         assert caplog.messages == ["can't accept a client at the API socket: Too many open files"]
@@ -484,3 +485,13 @@ def test_where_it_can_not_be(tmp_path: Path, name: str, reason: str) -> None:
     assert str(caught.value) == f"can't listen at the API socket '{tmp_path / name}': {reason}"
     assert (tmp_path / "file").read_text() == "mine"
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_file_is_left_where_nobody_can_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: socket.socket, _backlog: int) -> None:
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    monkeypatch.setattr(socket.socket, "listen", refuse)
+    with pytest.raises(StartupError, match="No buffer space available"):
+        ApiSocket(tmp_path / "api")
+    assert not (tmp_path / "api").exists()

@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 from trio_passt import daemon
-from trio_passt.cli import privileges
 from trio_passt.cli.options import Options
 from trio_passt.config import Config, GuestNetwork
 from trio_passt.errors import StartupError
+from trio_passt.host import identity
 from trio_passt.slirp4netns.main import main, run
 from trio_passt.slirp4netns.options import Asked
 
@@ -64,7 +64,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Done:
 
     monkeypatch.setattr(daemon, "run", run_daemon)
     monkeypatch.setattr(
-        privileges, "give_up_capabilities", lambda *, but_binding: done.append(f"give up all but {but_binding}")
+        identity, "give_up_capabilities", lambda *, but_binding: done.append(f"give up all but {but_binding}")
     )
     return done
 
@@ -111,7 +111,7 @@ async def test_it_is_over_before_it_began(done: Done) -> None:
     read_fd, write_fd = os.pipe()
     os.close(write_fd)
     try:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await serve(Asked(Options(), GUEST, exit_fd=read_fd), done) == 0
         assert done[-1] == "closed"
     finally:
@@ -124,7 +124,7 @@ async def test_ready_is_told_when_the_api_answers(done: Done, tmp_path: Path) ->
     asked = Asked(Options(), GUEST, write_fd, None, path, gives_up_capabilities=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve, asked, done)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await trio.lowlevel.wait_readable(read_fd)
             assert done == ["on open", "give up all but True", "open", "on ready"]
             assert os.read(read_fd, 5) == b"1"
