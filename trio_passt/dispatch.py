@@ -94,6 +94,8 @@ class Dispatcher:
         self._off = _off(session.network.transports)
         self._source_ports = SourcePorts()
         self._clients: Clients = {}
+        self._to_begin: list[_Wakeable] = []
+        """New connections: they go first, since what they dial is a way off."""
         self._to_wake: dict[_Wakeable, None] = {}
 
     # -- from the guest ------------------------------------------------------------------------------------------------
@@ -121,6 +123,9 @@ class Dispatcher:
             except MalformedPacket as error:
                 self._drops["malformed"] += 1
                 log.debug("malformed packet from the guest: %s", error)
+        for new in self._to_begin:
+            new.wake()
+        self._to_begin.clear()
         for flow in self._to_wake:
             flow.wake()
         self._to_wake.clear()
@@ -290,10 +295,11 @@ class Dispatcher:
             flow = TcpFlow.outbound(self._session, key, segment, endpoint) if is_opening else None
             if flow is None or not self.tcp.start(flow):
                 self._refuse(key, segment)
-                return
+            else:
+                self._to_begin.append(flow)
         else:
             flow.deliver(segment)
-        self._to_wake[flow] = None
+            self._to_wake[flow] = None
 
     def _refuse(self, key: FlowKey, segment: TcpSegment) -> None:
         """Reset what belongs to no connection (RFC 9293 section 3.10.7.1); a full link does not get it."""

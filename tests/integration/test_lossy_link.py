@@ -29,6 +29,7 @@ HARSH = Impairments(loss_permille=50, duplicate_permille=50, reorder_permille=50
 MTU_BYTES = 1500
 UPLOAD_BYTES, DOWNLOAD_BYTES = 100_000, 500_000
 PARALLEL, PARALLEL_BYTES = 8, 30_000
+UPLOADS = 30
 REQUESTS = 20
 TIME_LIMIT_S = 60.0
 
@@ -123,6 +124,31 @@ def test_both_directions_at_a_time_and_several_connections(
 
         with ThreadPoolExecutor(PARALLEL) as pool:
             assert all(pool.map(transfer, range(PARALLEL), timeout=TIME_LIMIT_S))
+
+
+@both_families
+def test_no_upload_of_many_takes_long(lossy: KernelGuest, topology: Topology, address: str) -> None:
+    """What is lost is repaired in round trips, not in timeouts that double each time.
+
+    Those of Linux' TCP go on doubling until something is acknowledged that was sent only once, which does not come to
+    pass behind a receiver that drops what lies behind a gap.
+    """
+    data = servers.payload(UPLOAD_BYTES)
+
+    def receive(connection: socket.socket) -> None:
+        connection.sendall(hashlib.sha256(servers.receive_all(connection)).digest())
+
+    with servers.tcp_server(topology.remote, address, receive) as server:
+
+        def upload(_number: int) -> bytes:
+            with connect(lossy, server) as connection:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                return servers.receive_all(connection)
+
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            digests = set(pool.map(upload, range(UPLOADS), timeout=TIME_LIMIT_S))
+    assert digests == {hashlib.sha256(data).digest()}
 
 
 @both_families

@@ -18,7 +18,9 @@ and a flow that has ended by then needs no task at all.
 To be woken by the kernel costs time, too, and caches that another process has filled meanwhile.  So where the last
 answer came within `SPIN_S`, the next one is polled for as long, on a machine with more than one processor, before the
 kernel is asked to wake us.  One that does not come in time ends this until answers are quick again: no more than that
-is spent in vain.  It is not done for bulk data, whose batches had better grow while others have the processor.
+is spent in vain.  Meanwhile the processor is offered to others, as it may be the very one that the answer is waiting
+for; if that costs more time than an answer takes, it was somebody else's, and is not offered for a while.  It is not
+done for bulk data, whose batches had better grow while others have the processor.
 
 One set may be within another (`include`): then whoever waits for the events of the outer one has the inner one's, too,
 and a new connection is not kept waiting until it is Trio's turn.
@@ -57,6 +59,9 @@ LATER_MOST_S: Final = 0.005
 SPIN_S = 0.0002
 """Answers of a peer on this machine, or near it, take less."""
 
+NO_OFFER_S: Final = 1.0
+"""For so long the processor is not offered after it came back late: a busy process keeps it for milliseconds."""
+
 BULK_BYTES: Final = 8192
 """A round of events that moved more than this is no question, and no answer."""
 
@@ -91,6 +96,7 @@ class Readiness:
         self._pause_s = 0.0
         self._has_processor = len(os.sched_getaffinity(0)) > 1
         self._spins = False
+        self._offers_from = 0.0
         self._moved_bytes = 0
         self._is_delivering = False
         self._later: list[Callable[[], None]] = []
@@ -235,9 +241,16 @@ class Readiness:
     def _spin(self, since: float) -> bool:
         """Poll for the next events, if the last ones were quick; false if there are none in time."""
         if self._spins:
-            while time.monotonic() < since + SPIN_S:
+            now = since
+            while now < since + SPIN_S:
                 if self._deliver(0):
                     return True
+                if now >= self._offers_from:
+                    os.sched_yield()
+                    came_back_at = time.monotonic()
+                    if came_back_at - now > SPIN_S:
+                        self._offers_from = came_back_at + NO_OFFER_S
+                now = time.monotonic()
             self._spins = False
         return False
 

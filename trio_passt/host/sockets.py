@@ -50,11 +50,11 @@ def lacks_means(error: OSError) -> bool:
 def start_tcp_connection(peer: Endpoint, way: Way | None = None) -> socket.socket:
     """A socket that is connecting, or connected already; readiness to write tells the end, `pending_error` the outcome.
 
+    It has yet to be prepared (`prepare_tcp`), before anything is read or written.
     Raises OSError for what fails at once (refused on loopback, unreachable, no descriptors left, no such `way`).
     """
     sock = socket.socket(peer.family, _STREAM)
     try:
-        prepare_tcp(sock)
         if way is not None:
             way.bind(sock)
         number = sock.connect_ex(peer.sockaddr())
@@ -90,7 +90,7 @@ def prepare_tcp(sock: socket.socket) -> None:
     """Options of every TCP socket that carries a flow.
 
     No delay by Nagle (the guest has its own); keep-alive; urgent data as ordinary data, since a byte left out of
-    the stream would not be counted by what is peeked of it.
+    the stream would not be counted by what is peeked of it (which is decided when it is read).
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -171,6 +171,9 @@ class Bridge:
         match from_guest.receive(segment):
             case Receipt.IN_ORDER:
                 self._riding.asked(now)
+            case Receipt.FILLS_GAP:
+                self._riding.asked(now)
+                self._answer_now = True
             case Receipt.NOTHING_NEW:
                 self._answer_now = True
             case Receipt.OUT_OF_ORDER:
@@ -245,7 +248,7 @@ class Bridge:
         if self._send_data(ack, window, now):
             self._acknowledged_to_guest(ack, window)
             riding.answered(now)
-        elif self._has_to_be_told(ack, window, now) and self._output.segment(self.to_guest.next, ack, tcp.ACK, window):
+        elif self._has_to_be_told(ack, window, now) and self._acknowledge(ack, window):
             self._acknowledged_to_guest(ack, window)
         if self._failure is not None and self._all_is_sent():
             raise self._failure
@@ -259,9 +262,15 @@ class Bridge:
         from_guest, count = self.from_guest, min(self._duplicates_owed, MOST_DUPLICATES)
         if ack != from_guest.acknowledged or from_guest.window_gain(window, ack):
             count += 1  # the first one repeats none
-        if self._output.segment(self.to_guest.next, ack, tcp.ACK, window, copies=count):
+        if self._acknowledge(ack, window, count):
             self._acknowledged_to_guest(ack, window)
             self._duplicates_owed = 0
+
+    def _acknowledge(self, ack: int, window: int, copies: int = 1) -> bool:
+        """A bare acknowledgement, with what came behind a gap (RFC 2018 section 4); false if the link is full."""
+        blocks = self.from_guest.kept_blocks()
+        options = tcp.emit_sack(blocks) if blocks else b""
+        return self._output.segment(self.to_guest.next, ack, tcp.ACK, window, options, copies)
 
     def _has_to_be_told(self, ack: int, window: int, now: float) -> bool:
         """Whether acknowledgement and window are worth a segment of their own, now."""

@@ -34,11 +34,10 @@ dropped.
 
 What it does not do, and where it departs from the RFCs:
 
-- no selective acknowledgement, no timestamps; urgent data is passed on as ordinary data;
+- no timestamps; urgent data is passed on as ordinary data;
+- selective acknowledgements are sent (RFC 2018, `kept`) but not read: what is sent once more the guest may have;
 - no congestion control towards the guest, whose link is local and says when it is full; so after a second loss in a
   window everything is sent once more, where RFC 6582 sends a segment a round trip;
-- segments behind a gap are dropped, and each is answered with a duplicate acknowledgement: the guest sends them again.
-  A virtual link does not lose; where it does (1 % on a path of 100 ms) an upload is slow;
 - no simultaneous open (RFC 9293 section 3.5): the guest's SYN in answer to ours is not one that a peer's kernel would
   see;
 - no TIME-WAIT (3.6.1): a FIN that the guest repeats after the end is answered with a reset, which it takes as the end;
@@ -101,6 +100,7 @@ class TcpFlow:
         "_output",
         "_peer_is_near",
         "_reset_numbers",
+        "_round_trip_s",
         "_session",
         "_syn",
         "key",
@@ -119,6 +119,7 @@ class TcpFlow:
         self._syn: TcpSegment | None = None
         self._destination: Endpoint | None = None
         self._reset_numbers = (0, 0)
+        self._round_trip_s: float | None = None
         self._peer_is_near = False
         self._is_over = False
 
@@ -178,7 +179,8 @@ class TcpFlow:
 
     async def _live(self) -> None:
         try:
-            self._bridge = await self._open()
+            self._bridge = bridge = await self._open()
+            log.debug("%s: established, MSS %d", self.key, bridge.to_guest.mss)
             await self._life.repeat(self._take_turn)
             self._close_host()
         except GuestReset:
@@ -214,46 +216,58 @@ class TcpFlow:
         return SOON if bridge.has_more else bridge.due
 
     async def _open(self) -> Bridge:
-        """Connect the host and shake hands with the guest, in the order in which a peer would answer."""
+        """Connect the host and shake hands with the guest, in the order in which a peer would answer.
+
+        What the guest does not wait for is done after our SYN: while it thinks about that, it costs no time.
+        """
         if self._syn is not None:
             host = await self._connect_host()
-            first = await self._shake_hands(tcp.SYN | tcp.ACK, self._syn)
-            guest_syn = self._syn
+            opening = Opening(self._initial_seq, self._syn)
+            went_out = self._say_syn(opening)
+            if self._peer_is_near:
+                self._look_after(host)
+            bridge = self._build(host, self._syn)
+            self._inbox.appendleft(await self._shake_hands(opening, went_out))  # it may carry data
         else:
             assert self._host is not None
-            host = self._host
-            self._watch(host)
-            first = guest_syn = await self._shake_hands(tcp.SYN, None)
-        session, now = self._session, trio.current_time()
+            opening = Opening(self._initial_seq, None)
+            went_out = self._say_syn(opening)
+            self._watch(self._host)
+            bridge = self._build(self._host, await self._shake_hands(opening, went_out))
+            bridge.answer_at_once()
+        if self._round_trip_s is not None:
+            bridge.to_guest.round_trip.sample(self._round_trip_s)
+        return bridge
+
+    def _build(self, host: socket.socket, guest_syn: TcpSegment) -> Bridge:
+        """What joins both sides once the guest's handshake is complete, by what its SYN says."""
+        session = self._session
         terms = handshake.terms(guest_syn.options, session.network.link_mtu_bytes, len(self.key.remote))
         receive_queue = ReceiveQueue(host, session.scratch, use_peek_offset=has_peek_offset(host.family))
         receive_queue.readable = False  # an event says so, or has said so
-        bridge = Bridge(
+        return Bridge(
             self._output,
             host,
             receive_queue,
-            FromGuest(guest_syn.seq, terms.own_scale, MAX_WINDOW_FIELD),
-            ToGuest(self._initial_seq, terms.mss, terms.guest_scale, first),
+            FromGuest(guest_syn.seq, terms.own_scale, MAX_WINDOW_FIELD, tells_of_kept=terms.takes_sack),
+            ToGuest(self._initial_seq, terms.mss, terms.guest_scale, guest_syn),
             Riding(session.quick_firsts),
-            now,
+            trio.current_time(),
             is_near=self._peer_is_near,
         )
-        if first is guest_syn:
-            bridge.answer_at_once()
-        else:
-            self._inbox.appendleft(first)  # it may carry data
-        log.debug("%s: established, MSS %d", self.key, terms.mss)
-        return bridge
 
     async def _connect_host(self) -> socket.socket:
-        """The guest's SYN is not answered before the host is connected: a refusal can still be told as one."""
+        """The guest's SYN is not answered before the host is connected: a refusal can still be told as one.
+
+        A host whose peer is near is not looked after yet.
+        """
         assert self._destination is not None
         host = self._host = self._start_connection(self._destination)
-        self._watch(host)
         if sockets.is_connected(host, self._destination):
             self._peer_is_near = True
             self._host_events = readiness.WRITABLE  # which is no news when it is reported
             return host
+        self._look_after(host)
         deadline = trio.current_time() + timeouts.CONNECT_S
         while not self._host_events & (readiness.WRITABLE | readiness.ERROR | readiness.HANG_UP):
             await rest(deadline)
@@ -287,27 +301,39 @@ class TcpFlow:
                 self._syn = _without_data(segment)
                 self._reset_numbers = (0, seq.add(segment.seq, 1))
 
-    async def _shake_hands(self, flags: int, guest_syn: TcpSegment | None) -> TcpSegment:
-        """Send our SYN, again and again if need be, and return the guest's segment that answers it.
+    def _say_syn(self, opening: Opening) -> bool:
+        """Send our SYN; whether it went out."""
+        guest_syn = opening.guest_syn
+        options = handshake.offer(
+            self._session.network.link_mtu_bytes, len(self.key.remote), guest_syn.options if guest_syn else None
+        )
+        self._reset_numbers = opening.reset_numbers
+        flags = tcp.SYN if guest_syn is None else tcp.SYN | tcp.ACK
+        return self._output.segment(self._initial_seq, opening.ack, flags, MAX_WINDOW_FIELD, options)
 
+    async def _shake_hands(self, opening: Opening, went_out: bool) -> TcpSegment:
+        """The guest's segment that answers our SYN, which is sent again and again if need be.
+
+        If it was sent once only, that is the first measurement of the round trip (RFC 6298 sections 2.2 and 3).
         Raises GuestReset, and TimeoutError if the guest stays silent.
         """
-        session = self._session
-        opening = Opening(self._initial_seq, guest_syn)
-        offer = handshake.offer(
-            session.network.link_mtu_bytes, len(self.key.remote), guest_syn.options if guest_syn else None
-        )
         retry_s = timeouts.SYN_FIRST_RETRY_S
-        self._reset_numbers = opening.reset_numbers
-        deadline = trio.current_time() + timeouts.HANDSHAKE_S
-        while (now := trio.current_time()) < deadline:
-            went_out = self._output.segment(self._initial_seq, opening.ack, flags, MAX_WINDOW_FIELD, offer)
+        said_at = now = trio.current_time()
+        is_measured = went_out
+        deadline = now + timeouts.HANDSHAKE_S
+        while now < deadline:
             retry_at = min(now + retry_s, deadline)
             answer = await self._answer(opening, retry_at, went_out)
             if answer is not None:
+                if is_measured:
+                    self._round_trip_s = trio.current_time() - said_at
                 return answer
-            if trio.current_time() >= retry_at:  # else the guest asked again, or the link has room: ours goes at once
+            is_measured = False
+            now = trio.current_time()
+            if now >= retry_at:  # else the guest asked again, or the link has room: ours goes at once
                 retry_s *= 2
+            if now < deadline:
+                went_out = self._say_syn(opening)
         raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer the handshake")
 
     async def _answer(self, opening: Opening, retry_at: float, went_out: bool) -> TcpSegment | None:
@@ -357,6 +383,10 @@ class TcpFlow:
                 raise error
 
     # -- waking and sleeping -----------------------------------------------------------------------------------------
+
+    def _look_after(self, host: socket.socket) -> None:
+        sockets.prepare_tcp(host)
+        self._watch(host)
 
     def _watch(self, host: socket.socket) -> None:
         self._session.readiness.watch(host.fileno(), self._on_host_event, events=HOST_EVENTS)

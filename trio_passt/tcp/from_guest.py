@@ -8,8 +8,8 @@ Pure: no Trio, no sockets, no clock.  The numbers, in the order in which a byte 
       - unconfirmed in the host's kernel, not yet acknowledged by the host's peer
     acknowledged    the acknowledgement number last sent to the guest
 
-Nothing that the guest sent within its window is ever dropped: what the host socket does not take stays in `pending`,
-and the window is the smaller for it.
+Nothing that the guest sent in order and within its window is ever dropped: what the host socket does not take stays in
+`pending`, and the window is the smaller for it.  What comes behind a gap is kept (`kept`) until the gap is filled.
 """
 
 from collections import deque
@@ -19,6 +19,7 @@ from typing import Final
 
 from trio_passt.tcp import seq
 from trio_passt.tcp.closing import FROM_GUEST_TABLE, Event, FromGuestState
+from trio_passt.tcp.kept import MOST_BYTES, Kept
 from trio_passt.wire import tcp
 from trio_passt.wire.checksum import Buffer
 from trio_passt.wire.tcp import TcpSegment
@@ -34,27 +35,45 @@ class Receipt(Enum):
 
     IN_ORDER: new data or a FIN, right after what was there.
     NOTHING_NEW: no data, or only such as was there before.
-    OUT_OF_ORDER: a gap before it; dropped, and the guest is to be told at once (RFC 5681 section 4.2).
+    OUT_OF_ORDER: a gap before it; kept, and the guest is to be told at once (RFC 5681 section 4.2).
+    FILLS_GAP: in order, and what was kept behind it may go on; the guest is to be told at once, too.
     """
 
     IN_ORDER = "in order"
     NOTHING_NEW = "nothing new"
     OUT_OF_ORDER = "out of order"
+    FILLS_GAP = "fills a gap"
 
 
 class FromGuest:
     """The receiving half of the synthetic endpoint; finished when `state` is ACKNOWLEDGED."""
 
-    __slots__ = ("_borrowed", "_pending", "_scale", "acknowledged", "next", "pending_bytes", "state", "window")
+    __slots__ = (
+        "_borrowed",
+        "_fin_at",
+        "_kept",
+        "_pending",
+        "_scale",
+        "_tells_of_kept",
+        "acknowledged",
+        "next",
+        "pending_bytes",
+        "state",
+        "window",
+    )
 
-    def __init__(self, initial_seq: int, window_scale: int, first_window: int) -> None:
-        """`initial_seq` is that of the guest's SYN, `first_window` the (unscaled) window of our own SYN."""
+    def __init__(self, initial_seq: int, window_scale: int, first_window: int, *, tells_of_kept: bool = False) -> None:
+        """`initial_seq` is that of the guest's SYN, `first_window` the (unscaled) window of our own SYN, and
+        `tells_of_kept` says whether the guest understands selective acknowledgements."""
         self.next = seq.add(initial_seq, 1)
         self.acknowledged = self.next
         self.state = FromGuestState.OPEN
         self.pending_bytes = 0
         self._pending: deque[Buffer] = deque()
         self._borrowed = 0
+        self._kept: Kept | None = None
+        self._fin_at: int | None = None
+        self._tells_of_kept = tells_of_kept
         self._scale = window_scale
         self.window = first_window
         """How much the guest may still send, in bytes: from `next` to the right edge."""
@@ -81,6 +100,7 @@ class FromGuest:
             return Receipt.NOTHING_NEW
         start = seq.distance(self.next, segment.seq)
         if start > 0:
+            self._keep(segment, start, count)
             return Receipt.OUT_OF_ORDER
         if self.state is not FromGuestState.OPEN:
             return Receipt.NOTHING_NEW
@@ -93,14 +113,54 @@ class FromGuest:
             self._borrowed += len(pieces)
             self.pending_bytes += count
             self._advance(count)
+        receipt = Receipt.IN_ORDER if count or has_fin else Receipt.NOTHING_NEW
+        if self._kept is not None and count and not has_fin:
+            receipt = Receipt.FILLS_GAP
+            has_fin = self._fill_gap(self._kept)
         if has_fin:
+            self._kept = None
             self._advance(1)
             self.state = FROM_GUEST_TABLE[self.state, Event.GUEST_FIN]
-        return Receipt.IN_ORDER if count or has_fin else Receipt.NOTHING_NEW
+        return receipt
+
+    def _fill_gap(self, kept: Kept) -> bool:
+        """Go on with what was kept; whether the FIN follows then."""
+        fin_at, going_on = self._fin_at, kept.take(self.next)
+        if fin_at is not None:
+            going_on = going_on[: max(seq.distance(self.next, fin_at), 0)]
+        if going_on:
+            self._pending.append(going_on)
+            self._borrowed += 1
+            self.pending_bytes += len(going_on)
+            self._advance(len(going_on))
+        if kept.is_empty and fin_at is None:
+            self._kept = None
+        return self.next == fin_at
+
+    def _keep(self, segment: TcpSegment, start: int, count: int) -> None:
+        """Of a segment that lies `start` bytes behind `next` what the window holds, and is not too far.
+
+        A FIN is kept as the octet that it takes of the sequence space: so it is told with the data before it.
+        """
+        if self.state is not FromGuestState.OPEN:
+            return
+        if self._kept is None:
+            self._kept = Kept()
+        room = max(min(self.window, MOST_BYTES) - start, 0)
+        data = b"".join((segment.payload, *segment.more))[:room]
+        if segment.flags & tcp.FIN and start + count <= self.window and len(data) == count:
+            self._fin_at = seq.add(segment.seq, count)
+            data += b"\0"
+        if data:
+            self._kept.keep(segment.seq, data)
 
     def _advance(self, count: int) -> None:
         self.next = seq.add(self.next, count)
         self.window -= count
+
+    def kept_blocks(self) -> list[tuple[int, int]]:
+        """What the guest is to be told of what came behind a gap, if it wants to hear of it (RFC 2018 section 4)."""
+        return [] if self._kept is None or not self._tells_of_kept else self._kept.blocks()
 
     def pending(self, most: int) -> list[Buffer]:
         """Up to `most` pieces that the host has to be given, in order."""

@@ -1,4 +1,4 @@
-"""The handshake's decisions: initial sequence numbers, MSS, window scale.
+"""The handshake's decisions: initial sequence numbers, MSS, window scale, selective acknowledgements.
 
 What is sent when, and how long it is waited for, is told in `flow`.
 """
@@ -34,20 +34,25 @@ class Terms:
 
     `mss`: largest payload in a segment to the guest, a multiple of 4 so that it can be cut vectorised. `guest_scale`,
     `own_scale`: shift of the windows the guest sends, and of those sent to it; both 0 unless both offered.
+    `takes_sack`: whether the guest may be told what came behind a gap.
     """
 
     mss: int
     guest_scale: int
     own_scale: int
+    takes_sack: bool
 
 
 def terms(guest_options: TcpOptions, link_mtu_bytes: int, address_bytes: int) -> Terms:
-    """The terms that follow from the options of the guest's SYN and from the link (RFC 9293 3.7.1, RFC 7323 2.2)."""
+    """The terms that follow from the options of the guest's SYN and from the link (RFC 9293 3.7.1, RFC 7323 2.2).
+
+    We take selective acknowledgements, so that the guest alone decides whether they are sent (RFC 2018 section 2).
+    """
     offered = DEFAULT_MSS[address_bytes] if guest_options.mss is None else guest_options.mss
     mss = min(max(MIN_MSS, offered), link_mss(link_mtu_bytes, address_bytes))
     if guest_options.window_scale is None:
-        return Terms(mss & ~3, 0, 0)
-    return Terms(mss & ~3, guest_options.window_scale, WINDOW_SCALE)
+        return Terms(mss & ~3, 0, 0, guest_options.takes_sack)
+    return Terms(mss & ~3, guest_options.window_scale, WINDOW_SCALE, guest_options.takes_sack)
 
 
 def link_mss(link_mtu_bytes: int, address_bytes: int) -> int:
@@ -59,15 +64,16 @@ def link_mss(link_mtu_bytes: int, address_bytes: int) -> int:
 def offer(link_mtu_bytes: int, address_bytes: int, guest_options: TcpOptions | None) -> bytes:
     """The options of a SYN (`guest_options` None) or of the SYN-ACK that answers the guest's, as bytes.
 
-    A window scale is put into a SYN-ACK only if the SYN had one (RFC 7323 section 2.2).
+    A window scale is put into a SYN-ACK only if the SYN had one (RFC 7323 section 2.2), and so is SACK-permitted.
     """
     scaling = guest_options is None or guest_options.window_scale is not None
-    return _offer(link_mss(link_mtu_bytes, address_bytes), scaling)
+    takes_sack = guest_options is None or guest_options.takes_sack
+    return _offer(link_mss(link_mtu_bytes, address_bytes), scaling, takes_sack)
 
 
 @functools.cache  # there are few, and each is offered again and again
-def _offer(mss: int, scaling: bool) -> bytes:
-    return tcp.emit_options(TcpOptions(mss, WINDOW_SCALE if scaling else None))
+def _offer(mss: int, scaling: bool, takes_sack: bool) -> bytes:
+    return tcp.emit_options(TcpOptions(mss, WINDOW_SCALE if scaling else None, takes_sack))
 
 
 def initial_sequence(secret: bytes, key: FlowKey, now_ns: int) -> int:

@@ -34,11 +34,11 @@ class Opening:
     after it.
     """
 
-    __slots__ = ("_guest_syn", "ack", "next")
+    __slots__ = ("ack", "guest_syn", "next")
 
     def __init__(self, initial_seq: int, guest_syn: TcpSegment | None) -> None:
         self.next = seq.add(initial_seq, 1)
-        self._guest_syn = guest_syn
+        self.guest_syn = guest_syn
         self.ack = 0 if guest_syn is None else seq.add(guest_syn.seq, 1)
 
     @property
@@ -50,7 +50,7 @@ class Opening:
         """The meaning of one segment."""
         flags = segment.flags
         acknowledges = bool(flags & tcp.ACK) and segment.ack == self.next
-        if self._guest_syn is None:  # SYN-SENT: only a SYN-ACK will do
+        if self.guest_syn is None:  # SYN-SENT: only a SYN-ACK will do
             if flags & tcp.RST:
                 return Verdict.RESETS if acknowledges else Verdict.MEANS_NOTHING
             if flags & tcp.ACK and not acknowledges:
@@ -59,7 +59,7 @@ class Opening:
         if flags & tcp.RST:  # SYN-RECEIVED
             return Verdict.RESETS if segment.seq == self.ack else Verdict.MEANS_NOTHING
         if flags & tcp.SYN:
-            return Verdict.REPEATS if segment.seq == self._guest_syn.seq else Verdict.CHALLENGES
+            return Verdict.REPEATS if segment.seq == self.guest_syn.seq else Verdict.CHALLENGES
         if not flags & tcp.ACK:
             return Verdict.MEANS_NOTHING
         if not acknowledges:

@@ -10,11 +10,12 @@ _GRANULARITY_S: Final = 0.001
 class RoundTrip:
     """Smoothed round trip, its variation, and the timeout that follows from them.  Times in seconds."""
 
-    __slots__ = ("_smoothed_s", "_variation_s", "timeout_s")
+    __slots__ = ("_backed_off_until", "_smoothed_s", "_variation_s", "timeout_s")
 
     def __init__(self) -> None:
         self._smoothed_s: float | None = None
         self._variation_s = 0.0
+        self._backed_off_until: float | None = None
         self.timeout_s = timeouts.RTO_INITIAL_S
 
     def sample(self, measured_s: float) -> None:
@@ -25,16 +26,41 @@ class RoundTrip:
         else:
             self._variation_s += (abs(self._smoothed_s - measured_s) - self._variation_s) / 4
             self._smoothed_s += (measured_s - self._smoothed_s) / 8
-        self._limit(self._smoothed_s + max(_GRANULARITY_S, 4 * self._variation_s))
+        self._follow()
 
     @property
     def expected_s(self) -> float:
         """Within this an answer comes, as far as was measured; the initial timeout before that."""
         return timeouts.RTO_INITIAL_S if self._smoothed_s is None else self._smoothed_s + 4 * self._variation_s
 
-    def back_off(self) -> None:
+    @property
+    def early_s(self) -> float:
+        """After so long what was sent is probably lost (RFC 8985 section 7.2); the timeout if that is less."""
+        if self._smoothed_s is None:
+            return self.timeout_s
+        return min(self.timeout_s, max(2 * self._smoothed_s, timeouts.EARLY_MIN_S))
+
+    def back_off(self, now: float) -> None:
         """Double the timeout after it expired (RFC 6298 section 5.5)."""
         self._limit(self.timeout_s * 2)
+        self._backed_off_until = now + self.timeout_s
+
+    def progressed(self, now: float) -> None:
+        """Something new was acknowledged.
+
+        A measurement ends a back-off, but while a window with several losses is sent once more there is none.  So it
+        ends, too, when a timeout's time has passed without another one (RFC 8961 section 4, requirement 3, case b).
+        """
+        if self._backed_off_until is not None and now >= self._backed_off_until:
+            self._follow()
+
+    def _follow(self) -> None:
+        """The timeout that follows from what was measured."""
+        self._backed_off_until = None
+        smoothed_s = self._smoothed_s
+        self._limit(
+            timeouts.RTO_INITIAL_S if smoothed_s is None else smoothed_s + max(_GRANULARITY_S, 4 * self._variation_s)
+        )
 
     def _limit(self, timeout_s: float) -> None:
         self.timeout_s = min(max(timeout_s, timeouts.RTO_MIN_S), timeouts.RTO_MAX_S)

@@ -22,6 +22,10 @@ RTO_MIN_S: Final = 0.2
 RTO_MAX_S: Final = 60.0
 """RFC 6298 section 2.5: at least 60 s."""
 
+EARLY_MIN_S: Final = 0.020
+"""What was lost, was sent once more, and is not acknowledged then, is sent a third time after two round trips, but not
+within this: a guest that is busy is not to be sent the same again and again."""
+
 RETRANSMISSIONS: Final = 8
 """Unanswered retransmissions in a row before both sides are reset: 0.2 s doubled 8 times makes 102 s in all, just
 what RFC 9293 section 3.8.3 (R2) asks for at least; a suspended guest gets that long."""

@@ -53,7 +53,9 @@ class ToGuest:
     __slots__ = (
         "_duplicates",
         "_fin_end",
+        "_is_early",
         "_largest_window",
+        "_may_be_early",
         "_probe_interval_s",
         "_progress_at",
         "_recover",
@@ -88,6 +90,8 @@ class ToGuest:
         self._retransmissions = 0
         self._recover: int | None = None
         self._went_back_from: int | None = None
+        self._may_be_early = False
+        self._is_early = False
         self._progress_at = 0.0
         self._timed: tuple[int, float] | None = None
         self._fin_end: int | None = None
@@ -119,15 +123,24 @@ class ToGuest:
 
     def sent(self, count: int, now: float) -> None:
         """`count` bytes from `next` on went out (for a FIN: `fin_sent`)."""
-        new_data = self.next == self.highest
-        self.next = seq.add(self.next, count)
+        first, new_data = self.next, self.next == self.highest
+        self.next = seq.add(first, count)
         if seq.distance(self.highest, self.next) > 0:
             self.highest = self.next
         if new_data and self._timed is None and self._retransmissions == 0:
-            self._timed = (self.next, now)
+            self._timed = (seq.add(first, min(count, self.mss)), now)
         if self.deadline is None or self._probe_interval_s:
             self._probe_interval_s = 0.0
-            self.deadline = now + self.round_trip.timeout_s
+            self._start_timer(now)
+
+    def _start_timer(self, now: float) -> None:
+        """The retransmission timeout; less, once after each progress, while everything is being sent again.
+
+        The link is known to lose then, and most of what is in flight the guest has already, so too few duplicates may
+        come to tell of another loss.  It is the idea of the tail loss probe (RFC 8985 section 7).
+        """
+        self._is_early = self._may_be_early and self._is_going_back()
+        self.deadline = now + (self.round_trip.early_s if self._is_early else self.round_trip.timeout_s)
 
     def host_ended(self) -> None:
         """The end of the host's data was found at `queue_offset`."""
@@ -215,7 +228,12 @@ class ToGuest:
             self.round_trip.sample(now - self._timed[1])
             self._timed = None
         self._duplicates = self._retransmissions = 0
-        self.deadline = now + self.round_trip.timeout_s if self.in_flight else None
+        self.round_trip.progressed(now)
+        self._may_be_early = True
+        if self.in_flight:
+            self._start_timer(now)
+        else:
+            self.deadline = None
         went_back = False
         if self._recover is not None:
             # A partial acknowledgement uncovers a second hole, and where there are two there are more.  RFC 6582 sends
@@ -247,9 +265,13 @@ class ToGuest:
             self.deadline = now + self._probe_interval_s
             self._retransmissions += 1
             return Timeout.GIVE_UP if self._retransmissions > timeouts.RETRANSMISSIONS else Timeout.PROBE
+        self._may_be_early = False
+        if self._is_early:
+            self._go_back(now)
+            return Timeout.RETRANSMIT
         self._retransmissions += 1
         if self._retransmissions > timeouts.RETRANSMISSIONS:
             return Timeout.GIVE_UP
-        self.round_trip.back_off()
+        self.round_trip.back_off(now)
         self._go_back(now)
         return Timeout.RETRANSMIT

@@ -1,10 +1,12 @@
-"""TCP segments (RFC 9293 section 3.1) with the options that are negotiated here: MSS and window scale (RFC 7323).
+"""TCP segments (RFC 9293 section 3.1) with the options that are used here: MSS, window scale (RFC 7323), and
+selective acknowledgements (RFC 2018), which are sent and not read.
 
 Sending data has its own codec, `segment`, which fills in templates; `emit` here is for the few segments that belong
 to no flow, and for tests.
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from attrs import frozen
@@ -25,17 +27,18 @@ PSH: Final = 0x08
 ACK: Final = 0x10
 URG: Final = 0x20
 
-_END_OF_OPTIONS, _NO_OPERATION, _MSS, _WINDOW_SCALE = 0, 1, 2, 3
+_END_OF_OPTIONS, _NO_OPERATION, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK = 0, 1, 2, 3, 4, 5
 MAX_WINDOW_SCALE: Final = 14
 """RFC 7323 section 2.3: a larger one is taken as 14."""
 
 
 @frozen
 class TcpOptions:
-    """The options of a SYN; `None` where it did not carry one."""
+    """The options of a SYN; `None` where it did not carry one.  `takes_sack` is the option "SACK-permitted"."""
 
     mss: int | None = None
     window_scale: int | None = None
+    takes_sack: bool = False
 
 
 NO_OPTIONS = TcpOptions()
@@ -98,11 +101,12 @@ def parse(source: bytes, destination: bytes, packet: Buffer) -> TcpSegment:
 
 
 def parse_options(data: Buffer) -> TcpOptions:
-    """MSS and window scale among the options (RFC 9293 section 3.2); options of other kinds are skipped.
+    """Those of a SYN that mean something here (RFC 9293 section 3.2); options of other kinds are skipped.
 
-    Malformed: an option whose length is below 2 or beyond the end, MSS or window scale of a wrong length.
+    Malformed: an option whose length is below 2 or beyond the end, or not what it should be.
     """
     mss = window_scale = None
+    takes_sack = False
     position = 0
     while position < len(data) and data[position] != _END_OF_OPTIONS:
         kind = data[position]
@@ -121,8 +125,12 @@ def parse_options(data: Buffer) -> TcpOptions:
             if length != 3:
                 raise MalformedPacket(f"TCP window scale option of {length} bytes")
             window_scale = min(value[0], MAX_WINDOW_SCALE)
+        elif kind == _SACK_PERMITTED:
+            if length != 2:
+                raise MalformedPacket(f"TCP SACK-permitted option of {length} bytes")
+            takes_sack = True
         position += length
-    return TcpOptions(mss, window_scale)
+    return TcpOptions(mss, window_scale, takes_sack)
 
 
 def emit_options(options: TcpOptions) -> bytes:
@@ -132,7 +140,15 @@ def emit_options(options: TcpOptions) -> bytes:
         data += struct.pack("!BBH", _MSS, 4, options.mss)
     if options.window_scale is not None:
         data += struct.pack("!BBBB", _NO_OPERATION, _WINDOW_SCALE, 3, options.window_scale)
+    if options.takes_sack:
+        data += struct.pack("!BBBB", _NO_OPERATION, _NO_OPERATION, _SACK_PERMITTED, 2)
     return data
+
+
+def emit_sack(blocks: Sequence[tuple[int, int]]) -> bytes:
+    """A SACK option (RFC 2018 section 3) with these left and right edges, four at the most, padded in front."""
+    edges = [edge for block in blocks for edge in block]
+    return struct.pack(f"!BBBB{len(edges)}I", _NO_OPERATION, _NO_OPERATION, _SACK, 2 + 4 * len(edges), *edges)
 
 
 def emit(source: bytes, destination: bytes, segment: TcpSegment) -> bytes:

@@ -33,9 +33,10 @@ class Addressed:
 
 @frozen
 class SeenTcp(Addressed):
-    """A TCP segment; `flags`, options and payload as in `TcpSegment`."""
+    """A TCP segment; `flags`, options and payload as in `TcpSegment`.  `sack`: left and right edges, in pairs."""
 
     segment: TcpSegment
+    sack: tuple[int, ...] = ()
 
 
 @frozen
@@ -100,7 +101,7 @@ def see(frame: bytes, guest_mac: str, host_mac: str = "9a:55:9a:55:9a:55") -> Se
         return error
     _check_sums(ethernet, frame)
     if TCP in ip:
-        return SeenTcp(ip.src, ip.dst, _segment(ip[TCP]))
+        return SeenTcp(ip.src, ip.dst, _segment(ip[TCP]), dict(ip[TCP].options).get("SAck", ()))
     if UDP in ip and ICMP not in ip:
         return SeenUdp(ip.src, ip.dst, ip[UDP].sport, ip[UDP].dport, bytes(ip[UDP].payload))
     return SeenOther(ip.src, ip.dst, ip)
@@ -230,5 +231,5 @@ def _segment(tcp: Packet) -> TcpSegment:
         int(tcp.flags) & TCP_FLAGS_OF_INTEREST,
         tcp.window,
         bytes(tcp.payload),
-        TcpOptions(options.get("MSS"), options.get("WScale")),
+        TcpOptions(options.get("MSS"), options.get("WScale"), "SAckOK" in options),
     )

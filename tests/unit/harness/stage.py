@@ -348,6 +348,7 @@ class Stage:
         scale: int | None = 7,
         window: int = 65535,
         initial_seq: int | None = None,
+        takes_sack: bool = False,
         server: HostServer | None = None,
     ) -> tuple[GuestTcp, HostSocket]:
         """An established connection that the guest opened, and the host's end of it."""
@@ -355,7 +356,7 @@ class Stage:
         guest = self.tcp(family, server.port)
         if initial_seq is not None:
             guest.next = initial_seq
-        guest.sends(tcp.SYN, mss=mss, scale=scale, window=min(window, 65535))
+        guest.sends(tcp.SYN, mss=mss, scale=scale, window=min(window, 65535), takes_sack=takes_sack)
         await guest.expects(tcp.SYN | tcp.ACK)
         guest.window = window
         guest.sends(tcp.ACK)

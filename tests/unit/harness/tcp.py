@@ -29,7 +29,7 @@ class GuestTcp:
     """The guest's end.  Sequence numbers go on by themselves, unless a test names others.
 
     `next` is the sequence number of what is sent next, `expected` that of what comes next; `window` is what is
-    advertised, in bytes.
+    advertised, in bytes; `told` is the SACK option of the segment that came last, as left and right edges.
     """
 
     def __init__(self, stage: Stage, family: Family, remote: str, port: int, guest_port: int | None) -> None:
@@ -43,6 +43,7 @@ class GuestTcp:
         self.scale = 0
         self.host_scale = 0
         self.host_window = 0
+        self.told: tuple[int, ...] = ()
         self._own_scale: int | None = None
         self._is_asked = False
         self._edge: int | None = None
@@ -62,6 +63,7 @@ class GuestTcp:
         window: int | None = None,
         mss: int | None = None,
         scale: int | None = None,
+        takes_sack: bool = False,
     ) -> TcpSegment:
         """A segment as `sends` sends it."""
         number = self.next if seq is None else seq % 2**32
@@ -80,7 +82,7 @@ class GuestTcp:
             ack = self.expected if flags & tcp.ACK else 0
         if flags & tcp.ACK:
             self._move_edge(ack + (field if flags & tcp.SYN else field << self.scale))
-        options = TcpOptions(mss, scale)
+        options = TcpOptions(mss, scale, takes_sack)
         segment = TcpSegment(self.guest_port, self.port, number, ack % 2**32, flags, field, payload, options)
         if seq is None:
             self.next = (self.next + segment.sequence_length) % 2**32
@@ -96,9 +98,12 @@ class GuestTcp:
         window: int | None = None,
         mss: int | None = None,
         scale: int | None = None,
+        takes_sack: bool = False,
     ) -> None:
         """Send one segment.  Named numbers are for this segment only; others follow from what went before."""
-        segment = self.segment(flags, payload, seq=seq, ack=ack, window=window, mss=mss, scale=scale)
+        segment = self.segment(
+            flags, payload, seq=seq, ack=ack, window=window, mss=mss, scale=scale, takes_sack=takes_sack
+        )
         self._stage.sends_segments(self.family, [segment], self.remote)
 
     def sends_batch(self, *segments: TcpSegment) -> None:
@@ -124,6 +129,7 @@ class GuestTcp:
             return fin
         seen = await self._stage.expects_segment(self._is_mine)
         self._check_windows(seen.segment)
+        self.told = seen.sack
         return self._without_fin(seen.segment)
 
     def _without_fin(self, got: TcpSegment) -> TcpSegment:
@@ -224,6 +230,7 @@ class GuestTcp:
         if not isinstance(seen, SeenTcp):
             return None
         self._check_windows(seen.segment)
+        self.told = seen.sack
         got = self._without_fin(seen.segment)
         self._take(got)
         return got

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import trio
+from ticks import Ticks
 
 from trio_passt.host import readiness
 from trio_passt.host.readiness import BULK_BYTES, READABLE, Readiness
@@ -106,3 +107,25 @@ async def test_bulk_data_is_not_polled_for(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
     polls = await exchange(0.0002, ANSWERS, BULK_BYTES + 1)
     assert polls.not_waiting < ANSWERS * 4
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 0.06], ids=["free", "busy"])
+async def test_processor_is_offered_unless_somebody_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, ticks: Ticks, takes_s: float
+) -> None:
+    """One who comes back late from an offer makes none for a second."""
+    offers = []
+
+    def offer() -> None:
+        offers.append(ticks.current_time())
+        ticks.passes(takes_s)
+
+    monkeypatch.setattr(readiness, "SPIN_S", 0.05)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
+    monkeypatch.setattr("os.sched_yield", offer)
+    polls = await exchange(0.0002, ANSWERS)
+    assert polls.not_waiting > ANSWERS
+    if takes_s:
+        assert 1 <= len(offers) <= 1 + ticks.current_time() / readiness.NO_OFFER_S
+    else:
+        assert len(offers) > ANSWERS // 4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_passt.tcp import seq
+from trio_passt.tcp import kept, seq
 from trio_passt.tcp.closing import FromGuestState
 from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, SMALL_PIECE_BYTES, FromGuest, Receipt
 from trio_passt.wire.tcp import ACK, FIN, TcpSegment
@@ -15,8 +15,8 @@ SYN_SEQ = 2**32 - 5
 START = seq.add(SYN_SEQ, 1)
 
 
-def half(scale: int = 0, window: int = 1000) -> FromGuest:
-    return FromGuest(SYN_SEQ, scale, window)
+def half(scale: int = 0, window: int = 1000, *, tells_of_kept: bool = False) -> FromGuest:
+    return FromGuest(SYN_SEQ, scale, window, tells_of_kept=tells_of_kept)
 
 
 def segment(at: int, payload: bytes = b"", flags: int = ACK) -> TcpSegment:
@@ -82,13 +82,114 @@ def test_data_in_order_is_pending_until_the_host_has_it() -> None:
 def test_duplicates_and_gaps() -> None:
     guest_half = half()
     assert guest_half.receive(segment(1, b"b")) is Receipt.OUT_OF_ORDER
-    assert guest_half.receive(segment(1, b"", ACK | FIN)) is Receipt.OUT_OF_ORDER
     assert guest_half.receive(segment(1)) is Receipt.NOTHING_NEW
-    assert guest_half.receive(segment(0, b"abc")) is Receipt.IN_ORDER
+    assert guest_half.receive(segment(0, b"abc")) is Receipt.FILLS_GAP
     assert guest_half.receive(segment(0, b"abc")) is Receipt.NOTHING_NEW
     assert guest_half.receive(segment(0)) is Receipt.NOTHING_NEW
     assert guest_half.receive(segment(1, b"bcde")) is Receipt.IN_ORDER
     assert joined(guest_half) == b"abcde"
+
+
+def told(guest_half: FromGuest) -> list[tuple[int, int]]:
+    """What the guest is told of what is kept, as offsets."""
+    return [(seq.distance(START, left), seq.distance(START, right)) for left, right in guest_half.kept_blocks()]
+
+
+def test_what_is_behind_a_gap_is_kept_until_the_gap_is_filled() -> None:
+    guest_half = half(tells_of_kept=True)
+    for at, data, blocks in (
+        (2, b"cd", [(2, 4)]),
+        (6, b"gh", [(6, 8), (2, 4)]),  # the latest first
+        (2, b"c", [(2, 4), (6, 8)]),
+        (10, b"k", [(10, 11), (2, 4), (6, 8)]),
+        (7, b"hijk", [(6, 11), (2, 4)]),
+    ):
+        assert guest_half.receive(segment(at, data)) is Receipt.OUT_OF_ORDER
+        assert told(guest_half) == blocks
+    assert (guest_half.next, guest_half.pending_bytes, guest_half.window) == (START, 0, 1000)
+    assert guest_half.receive(segment(0, b"ab")) is Receipt.FILLS_GAP
+    assert (joined(guest_half), guest_half.window, told(guest_half)) == (b"abcd", 996, [(6, 11)])
+    assert guest_half.receive(in_pieces(3, b"d", b"efg")) is Receipt.FILLS_GAP
+    assert (joined(guest_half), guest_half.window, told(guest_half)) == (b"abcdefghijk", 989, [])
+    assert guest_half.receive(segment(11, b"l")) is Receipt.IN_ORDER
+
+
+def test_what_is_kept_is_no_view_of_the_batch() -> None:
+    guest_half = half()
+    batch = bytearray(b"bcd")
+    guest_half.receive(segment(1)._replace(payload=memoryview(batch)[:2], more=(memoryview(batch)[2:],)))
+    batch[:] = bytes(3)
+    guest_half.receive(segment(0, b"a"))
+    assert joined(guest_half) == b"abcd"
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_fin_behind_a_gap_is_kept_and_told_as_the_octet_that_it_is(with_data: bool) -> None:
+    guest_half = half(tells_of_kept=True)
+    guest_half.receive(segment(2, b"cd", ACK | FIN) if with_data else segment(4, b"", ACK | FIN))
+    assert told(guest_half) == [(2 if with_data else 4, 5)]
+    assert state_of(guest_half) is FromGuestState.OPEN
+    assert guest_half.receive(segment(0, b"ab" if with_data else b"abcd")) is Receipt.FILLS_GAP
+    assert joined(guest_half) == b"abcd"
+    assert state_of(guest_half) is FromGuestState.RECEIVED
+    assert (guest_half.next, told(guest_half)) == (seq.add(START, 5), [])
+
+
+def test_fin_that_comes_before_its_data_and_again_with_it() -> None:
+    guest_half = half()
+    guest_half.receive(segment(3, b"d", ACK | FIN))
+    assert guest_half.receive(segment(0, b"abcd", ACK | FIN)) is Receipt.IN_ORDER
+    assert joined(guest_half) == b"abcd"
+    assert guest_half.next == seq.add(START, 5)
+    assert guest_half.receive(segment(3, b"d", ACK | FIN)) is Receipt.NOTHING_NEW
+
+
+def test_end_of_the_data_is_its_end_also_if_something_was_sent_behind_it() -> None:
+    guest_half = half()
+    guest_half.receive(segment(2, b"c", ACK | FIN))
+    guest_half.receive(segment(3, b"after the end"))
+    guest_half.receive(segment(0, b"ab"))
+    assert joined(guest_half) == b"abc"
+    assert state_of(guest_half) is FromGuestState.RECEIVED
+
+
+def test_what_is_kept_lies_within_the_window() -> None:
+    guest_half = half(window=5, tells_of_kept=True)
+    guest_half.receive(segment(3, b"defghi", ACK | FIN))
+    assert told(guest_half) == [(3, 5)]
+    guest_half.receive(segment(0, b"abc"))
+    assert (joined(guest_half), guest_half.window) == (b"abcde", 0)
+    assert state_of(guest_half) is FromGuestState.OPEN
+
+
+def test_guest_that_does_not_take_selective_acknowledgements_is_told_nothing() -> None:
+    guest_half = half()
+    guest_half.receive(segment(3, b"d"))
+    assert told(guest_half) == []
+
+
+def test_memory_for_what_is_kept_is_bounded() -> None:
+    guest_half = half(window=10 * kept.MOST_BYTES, tells_of_kept=True)
+    guest_half.receive(segment(kept.MOST_BYTES - 1, b"..", ACK | FIN))
+    assert told(guest_half) == [(kept.MOST_BYTES - 1, kept.MOST_BYTES)]
+    guest_half.receive(segment(kept.MOST_BYTES, b"."))
+    guest_half.receive(segment(9 * kept.MOST_BYTES, b"."))
+    assert told(guest_half) == [(kept.MOST_BYTES - 1, kept.MOST_BYTES)]
+
+
+def test_number_of_gaps_is_bounded_and_what_is_not_kept_may_come_again() -> None:
+    guest_half = half(window=10_000, tells_of_kept=True)
+    data = random.Random(2).randbytes(10_000)
+    for at in range(1, 10_000, 2):
+        guest_half.receive(segment(at, data[at : at + 1]))
+    assert told(guest_half) == [(at, at + 1) for at in range(2 * kept.MOST_RANGES - 1, 2 * kept.MOST_RANGES - 9, -2)]
+    for at in range(0, 2 * kept.MOST_RANGES, 2):
+        assert seq.distance(START, guest_half.next) == at
+        guest_half.receive(segment(at, data[at : at + 1]))
+    assert joined(guest_half) == data[: 2 * kept.MOST_RANGES]
+    assert told(guest_half) == []
+    guest_half.receive(segment(2 * kept.MOST_RANGES, data[2 * kept.MOST_RANGES :]))
+    assert joined(guest_half) == data
 
 
 def test_what_lies_beyond_the_window_is_cut_off_and_a_fin_with_it() -> None:
@@ -251,8 +352,8 @@ def test_what_stays_pending_does_not_hold_its_batch() -> None:
 @given(st.integers(0, 2**32), st.binary(min_size=1, max_size=300), st.integers(1, 200))
 def test_any_disorder_gives_the_same_bytes(disorder: int, data: bytes, window: int) -> None:
     dice = random.Random(disorder)
-    guest_half = FromGuest(SYN_SEQ, 0, window)
-    delivered = b""
+    guest_half = FromGuest(SYN_SEQ, 0, window, tells_of_kept=True)
+    delivered, sent = b"", set[int]()
     for _ in range(20_000):
         if guest_half.state is not FromGuestState.OPEN and not guest_half.pending_bytes:
             break
@@ -268,6 +369,10 @@ def test_any_disorder_gives_the_same_bytes(disorder: int, data: bytes, window: i
         )
         if guest_half.is_acceptable(received):
             guest_half.receive(received)
+            sent.update(range(at, end + bool(flags & FIN)))
+        blocks = told(guest_half)
+        following = seq.distance(START, guest_half.next)
+        assert all(following < left < right and sent.issuperset(range(left, right)) for left, right in blocks)
         taken = dice.randint(0, guest_half.pending_bytes)
         delivered += joined(guest_half)[:taken]
         guest_half.delivered(taken)

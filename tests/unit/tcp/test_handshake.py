@@ -44,9 +44,17 @@ def test_mss_is_a_multiple_of_four_that_both_take(offered: int | None, mtu_bytes
 
 
 def test_windows_are_scaled_both_ways_or_not_at_all() -> None:
-    assert handshake.terms(TcpOptions(1460, 9), 65520, 4) == Terms(1460, 9, handshake.WINDOW_SCALE)
-    assert handshake.terms(TcpOptions(1460, 0), 65520, 4) == Terms(1460, 0, handshake.WINDOW_SCALE)
-    assert handshake.terms(TcpOptions(1460), 65520, 4) == Terms(1460, 0, 0)
+    assert handshake.terms(TcpOptions(1460, 9), 65520, 4) == Terms(1460, 9, handshake.WINDOW_SCALE, takes_sack=False)
+    assert handshake.terms(TcpOptions(1460, 0), 65520, 4) == Terms(1460, 0, handshake.WINDOW_SCALE, takes_sack=False)
+    assert handshake.terms(TcpOptions(1460), 65520, 4) == Terms(1460, 0, 0, takes_sack=False)
+
+
+@pytest.mark.parametrize("scale", [None, 7])
+@pytest.mark.parametrize("takes_sack", [True, False])
+def test_guest_says_whether_it_takes_selective_acknowledgements(scale: int | None, takes_sack: bool) -> None:
+    options = TcpOptions(1460, scale, takes_sack)
+    assert handshake.terms(options, 1500, 4).takes_sack is takes_sack
+    assert tcp.parse_options(handshake.offer(1500, 4, options)).takes_sack is takes_sack
 
 
 @pytest.mark.parametrize(
@@ -56,7 +64,7 @@ def test_windows_are_scaled_both_ways_or_not_at_all() -> None:
 def test_scale_is_offered_unless_the_guest_did_not(guest_options: TcpOptions | None, scale: int | None) -> None:
     options = handshake.offer(1500, 4, guest_options)
     assert len(options) % 4 == 0
-    assert tcp.parse_options(options) == TcpOptions(1460, scale)
+    assert tcp.parse_options(options) == TcpOptions(1460, scale, guest_options is None)
 
 
 @pytest.mark.parametrize("key", [V4_KEY, V6_KEY])

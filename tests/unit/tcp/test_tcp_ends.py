@@ -127,7 +127,7 @@ async def test_repeated_fin_is_acknowledged_again(guest: Stage) -> None:
     await host.receives_end()
 
 
-async def test_fin_before_the_data_that_it_follows_is_not_taken(guest: Stage) -> None:
+async def test_fin_before_the_data_that_it_follows_is_kept(guest: Stage) -> None:
     tcp, host = await guest.connected()
     start = tcp.next
     data = tcp.segment(ACK, b"data")
@@ -136,8 +136,6 @@ async def test_fin_before_the_data_that_it_follows_is_not_taken(guest: Stage) ->
     await tcp.expects(ACK, ack=start)
     await host.receives_nothing()
     tcp.sends_batch(data)
-    await tcp.expects(ACK, ack=start + 4)
-    tcp.sends_batch(fin)
     await tcp.expects(ACK)
     await host.receives(b"data")
     await host.receives_end()
@@ -157,7 +155,7 @@ async def test_fin_of_the_host_is_repeated_until_acknowledged(guest: Stage, fami
     tcp, host = await guest.connected(family)
     host.half_closes()
     fin = await tcp.expects(FIN | ACK)
-    for wait_s in (1, 2, 4):
+    for wait_s in (0.2, 0.4, 0.8):
         await guest.passes(wait_s)
         await tcp.expects(FIN | ACK, seq=fin.seq)
     tcp.sends(ACK)
@@ -172,12 +170,12 @@ async def test_data_and_fin_are_repeated_together(guest: Stage) -> None:
     host.half_closes()
     first = [await tcp.arrives() for _ in range(3)]
     assert [segment.flags & FIN for segment in first] == [0, 0, FIN]
-    await guest.passes(1)
+    await guest.passes(0.2)
     again = [await tcp.arrives() for _ in range(3)]
     assert [(s.seq, s.payload, s.flags & FIN) for s in again] == [(s.seq, s.payload, s.flags & FIN) for s in first]
     tcp.sends(ACK, ack=first[0].seq + 2000)
     await tcp.expects_nothing()
-    await guest.passes(5)
+    await guest.passes(0.5)
     late = await tcp.arrives()
     assert (late.seq, late.flags) == (first[2].seq, FIN | ACK)
     guest.forgets()

@@ -42,12 +42,17 @@ async def test_guest_that_does_not_read_stops_the_hosts_peer(guest: Stage, famil
     await tcp.expects_data(data[: 4 * MSS], acknowledge=False)
     tcp.sends(ACK, window=0)
     await guest.settles()
-    sent += sends_what_fits(host, data[sent:])
-    assert sent < len(data)
-    for _ in range(5):
+    rounds_without_room = 0
+    for _ in range(100):  # the kernel's buffers may have some more room, a little later
+        more = sends_what_fits(host, data[sent:])
+        sent += more
+        rounds_without_room = 0 if more else rounds_without_room + 1
+        if rounds_without_room > 5:
+            break
         await guest.passes(60)
-        assert sends_what_fits(host, data[sent:]) == 0
         tcp.sends(ACK, window=0)
+    assert rounds_without_room > 5
+    assert sent < len(data)
     guest.forgets()
     tcp.window = 65535
     tcp.sends(ACK)
@@ -134,7 +139,7 @@ async def test_window_that_is_closed_from_the_start(guest: Stage, family: Family
     host = await server.accepts()
     host.sends(b"hello")
     await tcp.expects_nothing()
-    await guest.passes(1.01)
+    await guest.passes(0.21)
     await tcp.expects(ACK, seq=tcp.expected - 1)
     tcp.sends(ACK, window=5000)
     await tcp.expects(ACK, b"hello")

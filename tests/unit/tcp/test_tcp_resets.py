@@ -175,7 +175,7 @@ async def test_what_the_host_sent_before_its_reset_is_sent_again_if_it_is_lost(g
     start = tcp.expected
     await tcp.expects_data(data[:2000], acknowledge=False)
     host.resets()
-    await guest.passes(1)
+    await guest.passes(0.2)
     for at in (0, 1000):
         await tcp.expects(ACK, data[at : at + 1000], seq=start + at)
     tcp.sends(ACK)

@@ -119,7 +119,6 @@ class Transfer:
         with socket.create_server((family.local, 0), family=family.socket_family) as listener:
             if self.plan.host_buffer is not None:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.plan.host_buffer)
-            listener.setblocking(False)
             port: int = listener.getsockname()[1]
             if self.plan.is_inbound:
                 host = socket.create_connection((family.local, port))

@@ -61,12 +61,12 @@ async def test_retransmission_from_before_to_behind(guest: Stage) -> None:
     data, start = noise(5000), tcp.expected
     host.sends(data)
     await tcp.expects_data(data, acknowledge=False)
-    await guest.passes(1.01)
+    await guest.passes(0.21)
     for number, piece in enumerate(cut(data, 1000)):
         await tcp.expects(ACK, piece, seq=start + 1000 * number)
     tcp.sends(ACK, ack=start + 4000)  # behind it
     await tcp.expects_nothing()
-    await guest.passes(3)
+    await guest.passes(0.5)
     await tcp.expects(ACK, data[4000:], seq=start + 4000)
 
 

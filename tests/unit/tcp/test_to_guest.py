@@ -170,7 +170,7 @@ def test_gives_up_after_so_many_timeouts_and_an_acknowledgement_starts_afresh() 
         to_guest.sent(1000, now)
     to_guest.acknowledge(ack_of(500), now)
     to_guest.sent(500, now)
-    for _ in range(timeouts.RETRANSMISSIONS):
+    for _ in range(1 + timeouts.RETRANSMISSIONS):  # the first one is early, and does not count
         assert to_guest.timed_out(now) is Timeout.RETRANSMIT
         to_guest.sent(500, now)
     assert to_guest.timed_out(now) is Timeout.GIVE_UP
@@ -268,6 +268,29 @@ def test_timeout_ends_recovery() -> None:
     to_guest.timed_out(1.0)
     to_guest.sent(5000, 1.0)
     assert to_guest.acknowledge(ack_of(1000), 1.0) == Acknowledgement(1000)
+
+
+def test_round_trip_is_that_of_the_first_segment() -> None:
+    """What is behind it may be lost, and is then not measured."""
+    to_guest = half()
+    to_guest.sent(5000, 0.0)
+    to_guest.acknowledge(ack_of(1000), 0.1)
+    assert to_guest.round_trip.timeout_s == pytest.approx(0.3)
+
+
+def test_nothing_is_early_unless_everything_is_being_sent_again() -> None:
+    to_guest = half()
+    to_guest.sent(3000, 0.0)
+    to_guest.acknowledge(ack_of(1000), 0.1)
+    assert deadline_of(to_guest) == pytest.approx(0.1 + 0.3)
+    to_guest.timed_out(0.4)
+    to_guest.sent(2000, 0.4)
+    assert deadline_of(to_guest) == pytest.approx(0.4 + 2 * 0.3)
+    to_guest.acknowledge(ack_of(2000), 0.5)
+    assert deadline_of(to_guest) == pytest.approx(0.5 + 2 * 0.1)
+    to_guest.acknowledge(ack_of(3000), 0.6)
+    to_guest.sent(1000, 0.7)
+    assert deadline_of(to_guest) == pytest.approx(0.7 + 2 * 0.3)
 
 
 def test_round_trip_is_measured_of_new_data_only() -> None:

@@ -27,7 +27,7 @@ conf.ipv6_enabled = True
 PAIRS = [("192.0.2.1", "198.51.100.7"), ("2001:db8::1", "2001:db8::2")]
 both_families = pytest.mark.parametrize("pair", PAIRS, ids=["IPv4", "IPv6"])
 
-options = st.builds(TcpOptions, st.none() | u16, st.none() | st.integers(0, tcp.MAX_WINDOW_SCALE))
+options = st.builds(TcpOptions, st.none() | u16, st.none() | st.integers(0, tcp.MAX_WINDOW_SCALE), st.booleans())
 with_syn = st.integers(0, 0x3F).map(lambda flags: flags | SYN)
 without_syn = st.integers(0, 0x3F).map(lambda flags: flags & ~SYN)
 data = st.binary(max_size=99)
@@ -63,9 +63,18 @@ def test_byte_for_byte_what_scapy_emits(pair: tuple[str, str], payload: bytes) -
 
 @both_families
 def test_options_are_what_scapy_emits(pair: tuple[str, str]) -> None:
-    ours = tcp.emit(*packed(pair), TcpSegment(1, 2, 3, 0, SYN, 65535, b"", TcpOptions(1460, 7)))
-    options = [("MSS", 1460), ("NOP", None), ("WScale", 7)]
+    ours = tcp.emit(*packed(pair), TcpSegment(1, 2, 3, 0, SYN, 65535, b"", TcpOptions(1460, 7, takes_sack=True)))
+    options = [("MSS", 1460), ("NOP", None), ("WScale", 7), ("NOP", None), ("NOP", None), ("SAckOK", b"")]
     assert ours == scapy_segment(pair, sport=1, dport=2, seq=3, flags="S", window=65535, options=options)
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_selective_acknowledgement_is_what_scapy_emits(count: int) -> None:
+    blocks = [(2**32 - 10, 5), (100, 200), (2**31, 2**31 + 1), (1000, 2000)][:count]
+    edges = tuple(edge for block in blocks for edge in block)
+    options = [("NOP", None), ("NOP", None), ("SAck", edges)]
+    packet = scapy_segment(PAIRS[0], sport=1, dport=2, flags="A", options=options)
+    assert tcp.emit_sack(blocks) == packet[tcp.HEADER_BYTES :]
 
 
 @both_families
@@ -73,7 +82,7 @@ def test_what_scapy_emits_is_read(pair: tuple[str, str]) -> None:
     options = [("MSS", 1400), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 9), ("EOL", None)]
     fields = {"sport": 5, "dport": 6, "seq": 2**31, "ack": 2**32 - 1, "window": 77, "urgptr": 3}
     packet = scapy_segment(pair, b"early", flags="SAU", options=options, **fields)
-    expected = TcpSegment(5, 6, 2**31, 2**32 - 1, SYN | ACK | URG, 77, b"early", TcpOptions(1400, 9))
+    expected = TcpSegment(5, 6, 2**31, 2**32 - 1, SYN | ACK | URG, 77, b"early", TcpOptions(1400, 9, takes_sack=True))
     assert tcp.parse(*packed(pair), packet) == expected
 
 
@@ -119,7 +128,7 @@ def test_wrong_checksum_is_malformed(pair: tuple[str, str]) -> None:
         (raw_options(1, 3, 3, 14), TcpOptions(None, 14)),
         (raw_options(3, 3, 15), TcpOptions(None, 14)),  # RFC 7323 section 2.3
         (raw_options(3, 3, 255), TcpOptions(None, 14)),
-        (raw_options(254, 2, 4, 2, 3, 3, 0), TcpOptions(None, 0)),
+        (raw_options(254, 2, 4, 2, 3, 3, 0), TcpOptions(None, 0, takes_sack=True)),
         (raw_options(2, 4, 0, 1, 2, 4, 0, 2), TcpOptions(2)),
     ],
 )
@@ -139,6 +148,7 @@ def test_options(data: bytes, expected: TcpOptions) -> None:
         raw_options(2, 4, 5),
         raw_options(3, 2),
         raw_options(3, 4, 1, 1),
+        raw_options(4, 3, 1),
         raw_options(8, 10, 0, 0),
         raw_options(77, 0),
         raw_options(77, 255, 0),
@@ -190,7 +200,7 @@ def test_scapy_reads_what_is_emitted(segment: TcpSegment) -> None:
             *(segment.flags, segment.window, segment.payload),
         )
         options = dict(seen.options)
-        assert TcpOptions(options.get("MSS"), options.get("WScale")) == segment.options
+        assert TcpOptions(options.get("MSS"), options.get("WScale"), "SAckOK" in options) == segment.options
         sent = seen.chksum
         del packet[TCP].chksum
         assert layer(bytes(packet))[TCP].chksum == sent
