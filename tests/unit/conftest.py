@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any
@@ -19,6 +20,16 @@ from trio_passt.tcp import flow, timeouts
 # A property does not fail because the machine has something else to do.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def apart() -> Iterator[None]:
+    """Nobody else on this machine has, or takes, a port that a test needs: not even the tests of another process."""
+    with ExitStack() as stack:
+        if os.geteuid() == 0:
+            with suppress(OSError):  # without the privilege, or ip(8)
+                stack.enter_context(own_namespace())
+        yield
 
 
 @pytest.fixture

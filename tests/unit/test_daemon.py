@@ -37,7 +37,7 @@ def at_path(tmp_path: Path, **changes: Any) -> Config:
 async def test_connected_descriptor_end_to_end(family: Family) -> None:
     ours, theirs = socket.socketpair()
     server = socket.create_server((family.local, 0), family=family.socket_family)
-    server.setblocking(False)
+    server.settimeout(30)
     guest = StreamGuest(ours)
     fd = theirs.detach()
     async with running(evolve(CONFIG, attachment=Attachment(fd=fd))) as daemon_:
@@ -49,7 +49,7 @@ async def test_connected_descriptor_end_to_end(family: Family) -> None:
         guest.sends_segment(family, TcpSegment(*ports, 101, answer.seq + 1, ACK, 65535, b"hello"))
         host, _ = server.accept()
         with host:
-            host.settimeout(5)
+            host.settimeout(30)
             assert (await guest.segment(family)).ack == 106
             assert host.recv(100) == b"hello"
             host.sendall(b"hello yourself")

@@ -24,7 +24,7 @@ from scapy.packet import Packet
 
 from trio_passt.config import Attachment, Binding, Config, PortForward, Protocol, Wishes
 from trio_passt.daemon import END_SIGNALS, STATUS_SIGNAL
-from trio_passt.host import follow
+from trio_passt.host import binder, follow
 from trio_passt.host.guest_network import decide
 from trio_passt.host.network import LOCAL_IPV4, LOCAL_IPV6, Host
 from trio_passt.host.watch import HostWatch
@@ -220,14 +220,14 @@ class TestFlows:
         self, guest: StreamGuest, changing: ChangingHost, family: Family, then: Host
     ) -> None:
         with socket.create_server((family.local, 0), family=family.socket_family) as server:
-            server.settimeout(5)
+            server.settimeout(30)
             ports = (40_000, server.getsockname()[1])
             guest.sends_segment(family, TcpSegment(*ports, 100, 0, SYN, 65535, b"", TcpOptions(1460)))
             answer = await guest.segment(family)
             guest.sends_segment(family, TcpSegment(*ports, 101, answer.seq + 1, ACK, 65535, b"before"))
             connection, _ = server.accept()
             with connection:
-                connection.settimeout(5)
+                connection.settimeout(30)
                 assert (await guest.segment(family)).ack == 107
                 assert connection.recv(100) == b"before"
                 changing.becomes(then)
@@ -312,7 +312,7 @@ class TestOtherGuests:
 def is_there(kind: socket.SocketKind, port: int) -> None:
     """Or ConnectionRefusedError is raised."""
     with socket.socket(socket.AF_INET6, kind) as client:
-        client.settimeout(1)
+        client.settimeout(30)
         client.connect(("::1", port))
         client.send(b"x")
         client.recv(1)
@@ -377,8 +377,13 @@ class TestOnlineLater:
                 guest.leaves()
 
     async def test_port_that_cannot_be_bound_then_does_not_end_the_daemon(
-        self, changing: ChangingHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self,
+        changing: ChangingHost,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(binder, "FIND_HOLDERS_WITHIN_S", 30)
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
             port = taken.getsockname()[1]
             forwards = (PortForward(Protocol.TCP, port, port, 80),)

@@ -47,7 +47,7 @@ def impatient() -> Any:
         pytest.fail("blocked in a system call")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(5)
+    signal.alarm(30)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -82,12 +82,17 @@ def test_resolv_conf_that_is_a_directory(tmp_path: Path, caplog: pytest.LogCaptu
     assert caplog.messages == [f"can't read {tmp_path}: Is a directory"]
 
 
+def bytes_read() -> int:
+    """By this process, ever (proc_pid_io(5), `rchar`)."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 def test_resolv_conf_of_many_megabytes_is_read_in_part(tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
     path.write_bytes(b"nameserver 192.0.2.53\nsearch a.example\n" + b"\xff\x00#\n" * (8 << 20))
-    began = time.monotonic()
+    before = bytes_read()
     conf = discovery.read_resolv_conf(path)
-    assert time.monotonic() - began < 1.0
+    assert bytes_read() - before < 1 << 20
     assert [str(server.address) for server in conf.nameservers] == ["192.0.2.53"]
     assert conf.search == ("a.example",)
 
@@ -100,7 +105,7 @@ async def test_resolv_conf_that_becomes_readable_is_a_change(tmp_path: Path, jum
     with HostWatch(path) as watch:
         watch.close()  # the kernel's messages
         path.chmod(0o644)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await watch.changed()
 
 
@@ -147,7 +152,7 @@ def _with_sigchld_ignored(test: Callable[[], None]) -> int | None:
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    process.join(20)
+    process.join(60)
     return process.exitcode
 
 
@@ -162,7 +167,7 @@ def test_look_among_tasks_of_such_a_process_and_one_that_is_given_up() -> None:
     async def look() -> None:
         assert await apart.while_others_run(lambda: 42) == 42
         with trio.move_on_after(0.1):
-            await apart.while_others_run(lambda: time.sleep(20))
+            await apart.while_others_run(lambda: time.sleep(60))
         with pytest.raises(RuntimeError):
             await apart.while_others_run(lambda: os._exit(3))
 

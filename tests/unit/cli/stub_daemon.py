@@ -37,7 +37,7 @@ async def run(
         match BEHAVIOUR:
             case "is slow":
                 os.write(2, b"slow\n")
-                await trio.sleep(0.2)
+                await trio.lowlevel.wait_readable(0)
             case "refuses":
                 raise StartupError("port 22 of TCP can't be bound:\nPermission denied")
             case "refuses in a nursery":

@@ -18,6 +18,8 @@ STUB = Path(__file__).with_name("stub_daemon.py")
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
+WAIT_S = 30
+"""However busy the machine is."""
 
 AS_WE_ARE = ("--runas", f"{os.geteuid()}:{os.getegid()}")
 """Whoever runs the tests may remove files at the end; what root's daemon does is test_process.py's."""
@@ -35,7 +37,7 @@ def finished(behaviour: str, *words: str, **options: object) -> "subprocess.Comp
         command(behaviour, *words),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=WAIT_S,
         check=False,
         env=ENVIRONMENT,
         **options,
@@ -53,7 +55,7 @@ def pid_path(tmp_path: Path) -> Iterator[Path]:
 
 def is_gone(path: Path) -> bool:
     """Wait until the daemon has removed its PID file."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while path.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return not path.exists()
@@ -88,7 +90,11 @@ def test_version_and_help_are_for_standard_output() -> None:
 
 def test_python_dash_m() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "trio_passt", "--version"], capture_output=True, check=True, env=ENVIRONMENT, timeout=30
+        [sys.executable, "-m", "trio_passt", "--version"],
+        capture_output=True,
+        check=True,
+        env=ENVIRONMENT,
+        timeout=WAIT_S,
     )
     assert result.stdout.decode() == f"trio-passt {__version__}\n"
 
@@ -96,7 +102,7 @@ def test_python_dash_m() -> None:
 def test_help_to_a_full_device() -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
-            command("ends", "--help"), stdout=full, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT, timeout=30
+            command("ends", "--help"), stdout=full, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT, timeout=WAIT_S
         )
     assert result.returncode == 1
     assert result.stderr == b"trio-passt: can't write to standard output: No space left on device\n"
@@ -106,7 +112,7 @@ def test_help_to_a_closed_pipe() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(
-        command("ends", "--help"), stdout=writer, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT, timeout=30
+        command("ends", "--help"), stdout=writer, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT, timeout=WAIT_S
     )
     os.close(writer)
     assert (result.returncode, result.stderr) == (1, b"")
@@ -116,7 +122,7 @@ def test_help_to_a_closed_pipe() -> None:
 def test_no_use_of_standard_error_is_no_failure(redirection: str) -> None:
     script = f'exec "$@" {redirection}'
     result = subprocess.run(
-        ["sh", "-c", script, "sh", *command("ends", "-f")], check=False, env=ENVIRONMENT, timeout=30
+        ["sh", "-c", script, "sh", *command("ends", "-f")], check=False, env=ENVIRONMENT, timeout=WAIT_S
     )
     assert result.returncode == 0
 
@@ -152,7 +158,7 @@ def test_a_daemon_that_dies_before_it_is_ready() -> None:
 def test_who_ignores_the_end_of_children_still_hears_of_it() -> None:
     """The kernel keeps no status for a process with SIGCHLD ignored, and that is inherited."""
     words = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", *command("is killed", "-q")]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False, env=ENVIRONMENT)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=WAIT_S, check=False, env=ENVIRONMENT)
     assert result.returncode == 128 + signal.SIGKILL
     assert messages(result.stderr) == ["trio-passt: ended by SIGKILL before it was ready"]
 
@@ -190,7 +196,10 @@ def test_background(pid_path: Path) -> None:
     assert os.getsid(pid) not in (pid, os.getsid(0))  # a new session, and one that it does not lead
     process = Path(f"/proc/{pid}")
     assert (process / "cwd").readlink() == Path("/")
-    descriptors = {int(fd.name): str(fd.readlink()) for fd in (process / "fd").iterdir()}
+    descriptors = {}
+    for fd in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been closed
+            descriptors[int(fd.name)] = str(fd.readlink())
     assert {descriptors[standard] for standard in (0, 1, 2)} == {"/dev/null"}
     assert inherited not in descriptors or descriptors[inherited] != "/dev/null"
     os.kill(pid, signal.SIGTERM)
@@ -200,7 +209,7 @@ def test_background(pid_path: Path) -> None:
 def test_it_never_comes_by_a_terminal(pid_path: Path, tmp_path: Path) -> None:
     """A process that leads a session without one gets the first that it opens (credentials(7))."""
     assert finished("opens a terminal", "-q", "-P", str(pid_path), "-p", str(tmp_path / "stat")).returncode == 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while not ((tmp_path / "stat").exists() and (tmp_path / "stat").read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -231,25 +240,32 @@ def test_signals_that_the_caller_has_blocked(pid_path: Path) -> None:
 def test_a_daemon_whose_caller_has_died_ends(pid_path: Path) -> None:
     """While it starts: then nobody knows of it."""
     with subprocess.Popen(
-        command("is slow", "-q", "-P", str(pid_path)), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command("is slow", "-q", "-P", str(pid_path)),
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
+        assert process.stdin is not None
         assert process.stderr is not None
         while process.stderr.readline() != "slow\n":
             pass
         process.kill()
+        process.wait()
+        process.stdin.close()  # goes on
         process.stderr.read()  # ends when the daemon has left it
     assert is_gone(pid_path)
 
 
 def test_the_foreground_is_the_same_process(pid_path: Path) -> None:
     with subprocess.Popen(command("waits", "-fq", "-P", str(pid_path)), env=ENVIRONMENT) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + WAIT_S
         while not pid_path.exists() or not pid_path.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert pid_path.read_text() == f"{process.pid}\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(WAIT_S) == 0
     assert not pid_path.exists()
 
 
@@ -265,7 +281,7 @@ def test_ending_the_waiting_parent_ends_the_child(number: signal.Signals) -> Non
         while process.stderr.readline() != "hanging\n":
             pass
         process.send_signal(number)
-        assert process.wait(10) > 0
+        assert process.wait(WAIT_S) > 0
         process.stderr.read()  # ends only when the child has ended, too
 
 
@@ -274,7 +290,7 @@ def test_ending_the_waiting_parent_ends_the_child(number: signal.Signals) -> Non
 def test_an_inherited_socket_survives(descriptor: str, where: tuple[str, ...], pid_path: Path) -> None:
     ours, guests = socket.socketpair()
     with ours, guests:
-        ours.settimeout(10)
+        ours.settimeout(WAIT_S)
         fd = guests.fileno() if descriptor == "passed" else 0
         with subprocess.Popen(
             command("listens at its descriptor", "-q", "-F", str(fd), "-P", str(pid_path), *where),
@@ -285,7 +301,7 @@ def test_an_inherited_socket_survives(descriptor: str, where: tuple[str, ...], p
             guests.close()
             assert ours.recv(100) == b"here"
             os.kill(int(pid_path.read_text()), signal.SIGTERM)
-            assert process.wait(10) == 0
+            assert process.wait(WAIT_S) == 0
     assert is_gone(pid_path)
 
 
@@ -293,18 +309,21 @@ def test_an_inherited_socket_survives(descriptor: str, where: tuple[str, ...], p
 def test_signals_while_the_program_is_imported(number: signal.Signals, tmp_path: Path) -> None:
     """The first thing that it does is to be deaf for one, and quiet for the other."""
     slow = tmp_path / "attrs.py"
-    slow.write_text("import time\nprint(flush=True)\ntime.sleep(1)\nraise SystemExit(7)\n")
+    slow.write_text("import sys\nprint(flush=True)\nsys.stdin.read()\nraise SystemExit(7)\n")
     with subprocess.Popen(
         [sys.executable, "-m", "trio_passt"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
         process.send_signal(number)
-        assert process.wait(timeout=30) == (7 if number is signal.SIGUSR1 else -signal.SIGINT)
+        process.stdin.close()
+        assert process.wait(timeout=WAIT_S) == (7 if number is signal.SIGUSR1 else -signal.SIGINT)
         assert process.stderr.read() == b""
 
 
@@ -314,7 +333,7 @@ def test_too_few_descriptors_are_one_line(limit: int) -> None:
         "import resource, sys; from trio_passt.cli.main import main;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit})); sys.exit(main(['-f', '-s', '/nowhere/x']))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "Too many open files" in result.stderr.splitlines()[-1] or "/nowhere/x" in result.stderr.splitlines()[-1]

@@ -136,7 +136,7 @@ def test_the_manager_is_told(tmp_path: Path, kind: str) -> None:
     name = str(tmp_path / "notify") if kind == "path" else f"@trio-passt-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name.replace("@", "\0", 1))
-        manager.settimeout(5)
+        manager.settimeout(30)
         environment = {"NOTIFY_SOCKET": name, "HOME": "/"}
         notifier = Notifier(environment)
         assert environment == {"HOME": "/"}

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
-WAIT_S = 5.0
+WAIT_S = 30.0
 PING_GROUP_RANGE = Path("/proc/sys/net/ipv4/ping_group_range")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,15 +43,15 @@ def has_address(address: str) -> None:
     """The host has it."""
     subprocess.run(["ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])], check=True)
     if ":" in address:
-        _wait_until_it_works(address.partition("/")[0])
+        wait_until_it_works(address.partition("/")[0])
 
 
-def _wait_until_it_works(address: str) -> None:
+def wait_until_it_works(address: str, interface: str = "lo") -> None:
     """Without duplicate address detection, too, the kernel leaves the rest of a new IPv6 address to a work queue."""
     deadline = time.monotonic() + WAIT_S
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         sock.settimeout(0.01)
-        sock.bind((address, 0, 0, socket.if_nametoindex("lo")))
+        sock.bind((address, 0, 0, socket.if_nametoindex(interface)))
         while time.monotonic() < deadline:
             with suppress(OSError):
                 sock.sendto(b"?", sock.getsockname())

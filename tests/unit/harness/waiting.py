@@ -8,8 +8,8 @@ from trio.testing import wait_all_tasks_blocked
 
 T = TypeVar("T")
 
-_CUSHIONS_S = (0.0, 0.0, 0.0, 0.001, 0.001, 0.01, *([0.05] * 60))
-"""Loopback is synchronous, so the first look nearly always succeeds; what takes longer has three seconds."""
+_CUSHIONS_S = (0.0, 0.0, 0.0, 0.001, 0.001, 0.01, *([0.05] * 600))
+"""Loopback is synchronous, so the first look nearly always succeeds; what takes longer has half a minute."""
 
 
 async def eventually(look: Callable[[], T | None], what: str) -> T:

@@ -1,7 +1,7 @@
 """Forwarded ports of a test's own, and a receiver that keeps what arrives at them."""
 
+import itertools
 import os
-import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import frozen
+from harness.ports import PORTS
 from harness.stage import Family
 from harness.waiting import eventually
 from trio.testing import wait_all_tasks_blocked
@@ -30,8 +31,7 @@ OURSELVES = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
 
 def free_port() -> int:
     """A port that nobody has, in any family and protocol; outside of what the kernel gives to others."""
-    for _ in range(100):
-        port = random.randrange(20_000, 32_000)
+    for port in itertools.islice(PORTS, 100):
         forwards = [PortForward(protocol, port, port, 1) for protocol in BOTH]
         try:
             PortListeners.bind(forwards).close()

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,19 +36,33 @@ def test_at_start(resolv_conf: Path) -> None:
     assert host.resolv_conf == EXPECTED
 
 
-async def test_again_while_others_run(resolv_conf: Path) -> None:
+async def test_again_while_others_run(resolv_conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look does not end before they have had their turns."""
     turns = 0
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    opened = os.open(gate, os.O_RDWR)
+    read_host_network = netlink.read_host_network
+
+    def look() -> object:
+        with gate.open("rb", buffering=0) as waiting:
+            assert select.select([waiting], [], [], 30)[0], "nobody else runs"
+        return read_host_network()
 
     async def others() -> None:
         nonlocal turns
         while True:
             await trio.lowlevel.checkpoint()
             turns += 1
+            if turns == 11:
+                os.write(opened, b"x")
 
+    monkeypatch.setattr(netlink, "read_host_network", look)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(others)
         host = await discover_again(resolv_conf)
         nursery.cancel_scope.cancel()
+    os.close(opened)
     assert any(link.loopback for link in host.links)
     assert host.resolv_conf == EXPECTED
     assert turns > 10

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 
 import pytest
+from harness.ports import free_udp_port
 from harness.stage import V4, V6, Family
 
 from trio_passt.host import error_queue, sockets
@@ -48,9 +49,7 @@ def port_of(sock: socket.socket) -> int:
 
 
 def free_port(family: Family) -> int:
-    with socket.socket(family.socket_family, socket.SOCK_DGRAM) as sock:
-        sock.bind((family.local, 0))
-        return port_of(sock)
+    return free_udp_port(family.socket_family, family.local)
 
 
 def test_connected_and_ready_for_errors(opened: ExitStack, family: Family) -> None:

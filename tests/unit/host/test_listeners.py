@@ -103,6 +103,7 @@ class TestOutOfDescriptors:
         async with listening(PortForward(Protocol.TCP, port, port, 80), receiver=receiver):
             monkeypatch.setattr(socket.socket, "accept", fail)
             with client(V4, socket.SOCK_STREAM, port):
+                await eventually(lambda: attempts or None, "an attempt")
                 await wait_all_tasks_blocked(0.001)
                 assert len(attempts) == 1
                 assert "can't accept" in caplog.text
@@ -128,7 +129,7 @@ async def test_connection_that_is_gone_before_it_was_accepted(monkeypatch: pytes
     async with listening(PortForward(Protocol.TCP, port, port, 80), receiver=receiver):
         monkeypatch.setattr(socket.socket, "accept", sometimes)
         with client(V4, socket.SOCK_STREAM, port):
-            await wait_all_tasks_blocked(0.001)
+            await eventually(lambda: receiver.connections or None, "a connection")
             assert len(receiver.connections) == 1
 
 

@@ -53,7 +53,7 @@ def test_range_is_had_whole_or_not_at_all() -> None:
         before = len(os.listdir("/proc/self/fd"))
         forward = PortForward(TCP, port, port + 2, 80, IPv4Address("127.0.0.1"))
         with pytest.raises(StartupError) as caught:
-            listeners.add(forward)
+            listeners.add(forward, holder_within_s=30)
         assert str(caught.value) == (
             f"can't forward TCP port {port} of 127.0.0.1: Address already in use by {OURSELVES}"
         )

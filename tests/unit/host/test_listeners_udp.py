@@ -126,6 +126,7 @@ class TestFullReceiver:
                 sent = [b"%d" % number for number in range(100)]
                 for payload in sent:
                     sock.send(payload)
+                await eventually(lambda: receiver.callbacks or None, "a question")
                 await wait_all_tasks_blocked(0.001)
                 assert receiver.datagrams == []
                 assert len(receiver.callbacks) == 1
@@ -141,6 +142,7 @@ class TestFullReceiver:
             with ExitStack() as opened:
                 for number in numbers:
                     opened.enter_context(client(V4, socket.SOCK_DGRAM, number)).send(b"x")
+                await eventually(lambda: receiver.callbacks or None, "a question")
                 await wait_all_tasks_blocked(0.001)
                 assert len(receiver.callbacks) == 1
                 receiver.is_ready()
@@ -168,7 +170,8 @@ class TestFullReceiver:
         async with listening(PortForward(Protocol.UDP, number, number, 80), receiver=receiver):
             with client(V4, socket.SOCK_DGRAM, number) as sock:
                 sock.send(b"one")
-                with trio.fail_after(2):
+                await eventually(lambda: receiver.callbacks or None, "a question")
+                with trio.fail_after(30):
                     await wait_all_tasks_blocked(0.01)
                 assert len(receiver.callbacks) == 1
 

@@ -45,7 +45,7 @@ def server(opened: ExitStack, family: Family, kind: socket.SocketKind) -> socket
     """At all addresses, to be asked at that of the family's peer (`endpoint`)."""
     sock = opened.enter_context(socket.socket(family.socket_family, kind))
     sock.bind(("", 0))
-    sock.settimeout(5)
+    sock.settimeout(30)
     if kind == socket.SOCK_STREAM:
         sock.listen()
     return sock

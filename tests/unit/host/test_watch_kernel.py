@@ -1,7 +1,10 @@
 """What the real kernel says, in a network namespace of the test's own, and what of that is a change."""
 
+import re
+import socket
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ A_MOMENT_S = 0.005
 
 QUIET_S = 8.0
 
+RTMGRP_IPV6_IFADDR = 0x100
+
 
 @pytest.fixture
 def clock() -> MockClock:
@@ -25,7 +30,13 @@ def clock() -> MockClock:
 
 def ip(*commands: str) -> None:
     for command in commands:
-        subprocess.run(["ip", *command.split()], check=True)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as heard:
+            heard.bind((0, RTMGRP_IPV6_IFADDR))
+            heard.settimeout(30)
+            subprocess.run(["ip", *command.split()], check=True)
+            if new := re.search("address add ([0-9a-f:]+)/64", command):
+                while ip_address(new[1]).packed not in heard.recv(65536):
+                    pass  # the kernel leaves new IPv6 addresses to a work queue
 
 
 @pytest.fixture

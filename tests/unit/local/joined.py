@@ -1,8 +1,8 @@
 """Local flows in the test's own process: clients and servers at loopback, and a session between them."""
 
 import fcntl
+import itertools
 import os
-import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +13,7 @@ import pytest
 import trio
 from attrs import frozen
 from harness.own_namespace import _check, _libc
+from harness.ports import PORTS
 from harness.stage import Family, on_stage
 from harness.waiting import eventually
 from trio.testing import MockClock
@@ -126,8 +127,7 @@ async def joined(*forwards: PortForward, limit: int = 1000, most_udp: int = 100)
 
 def free_port() -> int:
     """A port that nobody has at loopback, in any family and protocol; outside of what the kernel gives to others."""
-    for _ in range(100):
-        port = random.randrange(20_000, 32_000)
+    for port in itertools.islice(PORTS, 100):
         forwards = [PortForward(protocol, port, port, 1) for protocol in Protocol]
         try:
             PortListeners.bind(forwards, on_loopback=True).close()

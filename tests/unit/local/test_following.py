@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from joined import Elsewhere, elsewhere, jump, packed
 from trio.testing import wait_all_tasks_blocked
 
 from trio_passt.config import AutomaticPorts, Binding, PortForward, Protocol
-from trio_passt.host import sockets
+from trio_passt.host import listening, sockets
 from trio_passt.host.listeners import PortListeners
 from trio_passt.host.listening import BoundSocket, Listing
 from trio_passt.host.side import Here
@@ -89,8 +90,9 @@ async def followed(
 
 
 @pytest.fixture(autouse=True)
-def apart(namespace: None, standing_clock: None) -> None:
-    """In namespaces of their own, where nobody else listens."""
+def separate(namespace: None, standing_clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In namespaces of their own, where nobody else listens; and to look takes no time, however busy the machine is."""
+    monkeypatch.setattr(listening, "time", SimpleNamespace(thread_time=trio.current_time))
 
 
 async def test_ports_come_and_go(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,12 +11,13 @@ from trio_passt.config import Namespace
 from trio_passt.namespace.command import Command
 from trio_passt.namespace.enter import Namespaces
 
-WAIT_S = 10.0
+WAIT_S = 30.0
+"""However busy the machine is."""
 
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T]) -> T:
+def wait_for(condition: Callable[[], T | None]) -> T:
     deadline = time.monotonic() + WAIT_S
     while not (answer := condition()):
         assert time.monotonic() < deadline, condition

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from processes_here import descriptors
+from processes_here import WAIT_S, descriptors
 
 from trio_passt.config import Namespace
 from trio_passt.errors import StartupError
@@ -33,7 +33,7 @@ async def waiting_for(wanted: Namespace) -> AsyncIterator[list[str]]:
         reasons.append(await gone.wait())
 
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(WAIT_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 await trio.sleep(0.02)

@@ -12,7 +12,7 @@ import pytest
 import trio
 from attrs import evolve
 from harness.own_namespace import own_namespace
-from processes_here import nothing_left, wait_for
+from processes_here import WAIT_S, nothing_left, wait_for
 
 from trio_passt.config import Config, GuestIPv4, GuestIPv6, GuestNetwork, Namespace
 from trio_passt.errors import StartupError
@@ -61,7 +61,7 @@ async def test_command() -> None:
         assert b"20010db8000100000000000000000002" in namespace.side.proc_net("if_inet6")
         namespace.start_command()
         namespace.signal(signal.SIGTERM)
-        with trio.fail_after(10), trio.move_on_after(60):
+        with trio.fail_after(WAIT_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_again_and_again, namespace)
                 assert await namespace.wait_end() == Ended("the command has ended with status 143", 143)
@@ -86,7 +86,7 @@ async def test_process_that_is_there() -> None:
         namespace.signal(signal.SIGTERM)
         assert "tap3:" in await trio.Path(f"/proc/{process.pid}/net/dev").read_text()
         process.kill()
-        with trio.fail_after(10):
+        with trio.fail_after(WAIT_S):
             assert await namespace.wait_end() == Ended(f"process {process.pid} has ended")
     process.wait()
 

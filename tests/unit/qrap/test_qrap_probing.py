@@ -3,10 +3,11 @@
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +69,12 @@ def paths(tmp_path: Path) -> list[str]:
     return [str(tmp_path / f"{number}.socket") for number in (1, 2, 3)]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon's thread has its turn, however busy the machine is."""
+    monkeypatch.setattr(qrap, "join", partial(qrap.join, answer_s=30))
+
+
 @pytest.fixture
 def start(paths: list[str]) -> Iterator[Start]:
     """Starts a fake daemon at the path with an index."""
@@ -109,7 +116,7 @@ def test_a_daemon_that_waits_for_its_guest_to_speak(paths: list[str], start: Sta
     daemon = start(0, greeting=b"")
     with qrap.join(paths[0], of_anybody=False, answer_s=0.05) as connection:
         connection.sendall(b"x")
-        assert daemon.has_guest.wait(5)
+        assert daemon.has_guest.wait(30)
         assert daemon.accepted[0].recv(1) == b"x"
 
 
@@ -147,10 +154,11 @@ def test_a_daemon_may_still_be_starting(paths: list[str], start: Start, monkeypa
         assert occupied.turned_away == 1  # its log has one line, not four
 
 
-def test_it_does_not_wait_for_ever(paths: list[str]) -> None:
-    begin = time.monotonic()
-    assert failure(paths, wait_s=0.15).endswith(f": there is none of {paths[0]} to {paths[-1]}")
-    assert 0.15 <= time.monotonic() - begin < 1
+def test_it_does_not_wait_for_ever(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(qrap, "time", SimpleNamespace(monotonic=lambda: 7.0 + sum(naps), sleep=naps.append))
+    assert failure(paths, wait_s=1.5 * qrap.RETRY_S).endswith(f": there is none of {paths[0]} to {paths[-1]}")
+    assert naps == [qrap.RETRY_S] * 2
 
 
 def test_every_socket_that_was_found_is_in_the_complaint(paths: list[str], start: Start) -> None:

@@ -50,7 +50,7 @@ def run(tmp_path: Path, *words: str, fd: str = "", **options: object) -> "subpro
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=20,
+        timeout=60,
         **options,
     )
 

@@ -1,6 +1,6 @@
 """Ports that are forwarded at one address of the host only (`-u ADDRESS/PORT`); and what a port's buffer has lost."""
 
-import random
+import itertools
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +9,7 @@ from ipaddress import ip_address
 import pytest
 import trio
 from harness.own_namespace import answer_for, has_address
+from harness.ports import PORTS
 from harness.stage import V4, V6, Family, Stage, on_stage
 from udp_script import Name, datagram, exchange, is_asked, port_of, received, receives
 
@@ -30,8 +31,7 @@ PREFIX_LENGTH = {V4: 32, V6: 128}
 @contextmanager
 def forwarded(*addresses: str | None) -> Iterator[tuple[PortListeners, int]]:
     """One port of these addresses of the host (`None`: of all) is forwarded to the guest's; its number."""
-    for _ in range(100):
-        number = random.randrange(20_000, 32_000)
+    for number in itertools.islice(PORTS, 100):
         forwards = [
             PortForward(Protocol.UDP, number + index, number + index, TARGET, ip_address(address) if address else None)
             for index, address in enumerate(addresses)
@@ -226,7 +226,7 @@ async def test_port_whose_interface_is_another_by_now(
     guest: Stage, family: Family, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its socket has been closed: the flow ends with the datagram that finds out, and the next one begins anew."""
-    number = random.randrange(20_000, 32_000)
+    number = next(PORTS)
     listeners = PortListeners.bind([PortForward(Protocol.UDP, number, number, TARGET, interface="lo")])
     with ExitStack() as opened:
         opened.callback(listeners.close)

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 from harness.oracle import SeenError
-from harness.own_namespace import answer_for, has_a_way_again, has_address, has_no_way_to
+from harness.own_namespace import answer_for, has_a_way_again, has_address, has_no_way_to, wait_until_it_works
 from harness.stage import V4, V6, Family, Stage, network, on_stage
 from udp_script import arrived, datagram, exchange, hears, is_asked, port_of, received, receives
 
@@ -153,6 +153,8 @@ def links(namespace: None) -> list[Interface]:
         ):
             if subprocess.run(["ip", *command.split()], check=False).returncode:
                 pytest.skip("no virtual interfaces here")
+        for address in ("fe80::1", "fe80::99"):
+            wait_until_it_works(address, name)
         found.append(socket.if_nametoindex(name))
     return found
 

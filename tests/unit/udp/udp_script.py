@@ -4,6 +4,7 @@ import socket
 from ipaddress import ip_address
 
 from harness.oracle import SeenUdp
+from harness.ports import free_udp_port
 from harness.stage import Family, Stage
 from harness.waiting import eventually
 
@@ -26,9 +27,7 @@ def port_of(sock: socket.socket) -> int:
 
 def free_port(family: Family) -> int:
     """One of the host's that nobody has."""
-    with socket.socket(family.socket_family, socket.SOCK_DGRAM) as sock:
-        sock.bind((family.local, 0))
-        return port_of(sock)
+    return free_udp_port(family.socket_family, family.local)
 
 
 def arrived(sock: socket.socket) -> tuple[bytes, Name] | None:
