@@ -23,6 +23,9 @@ from trio_passt.wire.frames import Capabilities, FrameRun
 WAITING_DATAGRAM_BYTES = 16 * 1024 * 1024
 """Datagrams that wait for a full link, of all flows together: anybody can send them to a guest that does not read."""
 
+OUT_OF_ORDER_BYTES = 64 * 1024 * 1024
+"""What of TCP's is kept behind gaps, of all flows together: a guest needs nobody to leave a gap in each."""
+
 
 class FrameSink(Protocol):
     """The half of a link that flows use (see `trio_passt.link.base.Link`); they are handed it, and never import one."""
@@ -65,10 +68,11 @@ class Session:
 
     `scratch` is the buffer that all of them peek and receive into, each within one step that does not await.  `drops`
     counts what was dropped, by reason.  `secret` keys the initial sequence numbers (RFC 6528).  `datagrams` bounds what
-    may wait for a full link.  `buffer` is for what datagram sockets have, as `scratch` for streams; `identifications`
-    number the datagrams that go to the guest in fragments.  `exhaustion` says, now and then, that the host has no
-    descriptors left, or not what `outbound` asks for, which is how the guest's flows leave the host.  `quick_firsts`
-    counts the connections whose first answer was quick (`tcp.riding`).
+    may wait for a full link, `out_of_order` what of TCP's is kept behind gaps.  `buffer` is for what datagram sockets
+    have, as `scratch` for streams; `identifications` number the datagrams that go to the guest in fragments.
+    `exhaustion` says, now and then, that the host has no descriptors left, or not what `outbound` asks for, which is
+    how the guest's flows leave the host.  `quick_firsts` counts the connections whose first answer was quick
+    (`tcp.riding`).
     """
 
     link: FrameSink
@@ -83,6 +87,7 @@ class Session:
     identifications: Iterator[int] = field(factory=lambda: fragment.identifications(secrets.randbits(32)))
     exhaustion: SeldomLog = field(factory=SeldomLog)
     datagrams: Budget = field(factory=lambda: Budget(WAITING_DATAGRAM_BYTES))
+    out_of_order: Budget = field(factory=lambda: Budget(OUT_OF_ORDER_BYTES))
     outbound: Outbound = Outbound()  # noqa: RUF009 - a frozen value
     quick_firsts: Streak = field(factory=Streak)
 

@@ -403,8 +403,9 @@ class PortListeners:
                 continue
             try:
                 if not port.is_prepared:
-                    sockets.prepare_tcp(host)
-                    sockets.prepare_tcp(port.socket)
+                    for one in (host, port.socket):
+                        sockets.keep_urgent_in_line(one)
+                        sockets.prepare_tcp(one)
                     port.is_prepared = True
                 self.receiver.on_connection(host, Endpoint.of(name), port.target)
             except OSError as error:

@@ -50,11 +50,12 @@ def lacks_means(error: OSError) -> bool:
 def start_tcp_connection(peer: Endpoint, way: Way | None = None) -> socket.socket:
     """A socket that is connecting, or connected already; readiness to write tells the end, `pending_error` the outcome.
 
-    It has yet to be prepared (`prepare_tcp`), before anything is read or written.
+    It has yet to be prepared (`prepare_tcp`), before anything is written.
     Raises OSError for what fails at once (refused on loopback, unreachable, no descriptors left, no such `way`).
     """
     sock = socket.socket(peer.family, _STREAM)
     try:
+        keep_urgent_in_line(sock)
         if way is not None:
             way.bind(sock)
         number = sock.connect_ex(peer.sockaddr())
@@ -87,14 +88,17 @@ def peer_of(sock: socket.socket) -> Endpoint | None:
 
 
 def prepare_tcp(sock: socket.socket) -> None:
-    """Options of every TCP socket that carries a flow.
-
-    No delay by Nagle (the guest has its own); keep-alive; urgent data as ordinary data, since a byte left out of
-    the stream would not be counted by what is peeked of it (which is decided when it is read).
-    """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    """Options of every TCP socket that carries a flow: no delay by Nagle (the guest has its own), keep-alive."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def keep_urgent_in_line(sock: socket.socket) -> None:
+    """Urgent data is ordinary data: a byte left out of the stream would not be counted by what is peeked of it.
+
+    To be said before there is any: of two urgent bytes in a row the kernel would forget the first one.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def pending_error(sock: socket.socket) -> OSError | None:

@@ -196,6 +196,8 @@ class TcpFlow:
         finally:
             self._reset_host()
             self._output.close()
+            if self._bridge is not None:
+                self._bridge.from_guest.forget_kept()
 
     def _take_turn(self) -> float | None:
         """All that can be done now; the time of the next turn, `SOON` if there is more to do, `None` at the end."""
@@ -249,7 +251,13 @@ class TcpFlow:
             self._output,
             host,
             receive_queue,
-            FromGuest(guest_syn.seq, terms.own_scale, MAX_WINDOW_FIELD, tells_of_kept=terms.takes_sack),
+            FromGuest(
+                guest_syn.seq,
+                terms.own_scale,
+                MAX_WINDOW_FIELD,
+                tells_of_kept=terms.takes_sack,
+                memory=session.out_of_order,
+            ),
             ToGuest(self._initial_seq, terms.mss, terms.guest_scale, guest_syn),
             Riding(session.quick_firsts),
             trio.current_time(),

@@ -17,6 +17,7 @@ from enum import Enum
 from itertools import islice
 from typing import Final
 
+from trio_passt.flow.budget import Budget
 from trio_passt.tcp import seq
 from trio_passt.tcp.closing import FROM_GUEST_TABLE, Event, FromGuestState
 from trio_passt.tcp.kept import MOST_BYTES, Kept
@@ -52,6 +53,7 @@ class FromGuest:
         "_borrowed",
         "_fin_at",
         "_kept",
+        "_memory",
         "_pending",
         "_scale",
         "_tells_of_kept",
@@ -62,9 +64,20 @@ class FromGuest:
         "window",
     )
 
-    def __init__(self, initial_seq: int, window_scale: int, first_window: int, *, tells_of_kept: bool = False) -> None:
+    def __init__(
+        self,
+        initial_seq: int,
+        window_scale: int,
+        first_window: int,
+        *,
+        tells_of_kept: bool = False,
+        memory: Budget | None = None,
+    ) -> None:
         """`initial_seq` is that of the guest's SYN, `first_window` the (unscaled) window of our own SYN, and
-        `tells_of_kept` says whether the guest understands selective acknowledgements."""
+        `tells_of_kept` says whether the guest understands selective acknowledgements.
+
+        `memory` is what all connections share for what comes behind gaps; where none is left, that is dropped.
+        """
         self.next = seq.add(initial_seq, 1)
         self.acknowledged = self.next
         self.state = FromGuestState.OPEN
@@ -74,6 +87,7 @@ class FromGuest:
         self._kept: Kept | None = None
         self._fin_at: int | None = None
         self._tells_of_kept = tells_of_kept
+        self._memory = memory
         self._scale = window_scale
         self.window = first_window
         """How much the guest may still send, in bytes: from `next` to the right edge."""
@@ -118,23 +132,31 @@ class FromGuest:
             receipt = Receipt.FILLS_GAP
             has_fin = self._fill_gap(self._kept)
         if has_fin:
-            self._kept = None
+            self.forget_kept()
             self._advance(1)
             self.state = FROM_GUEST_TABLE[self.state, Event.GUEST_FIN]
         return receipt
 
     def _fill_gap(self, kept: Kept) -> bool:
-        """Go on with what was kept; whether the FIN follows then."""
-        fin_at, going_on = self._fin_at, kept.take(self.next)
+        """Go on with what was kept; whether the FIN follows then.
+
+        A guest that has gone on behind its FIN contradicts itself: then nothing is kept, least of all the octet that
+        stands for that FIN, and the guest sends it again.
+        """
+        fin_at = self._fin_at
+        if fin_at is not None and seq.distance(fin_at, self.next) > 0:
+            self.forget_kept()
+            return False
+        going_on = kept.take(self.next)
         if fin_at is not None:
-            going_on = going_on[: max(seq.distance(self.next, fin_at), 0)]
+            going_on = going_on[: seq.distance(self.next, fin_at)]
         if going_on:
             self._pending.append(going_on)
             self._borrowed += 1
             self.pending_bytes += len(going_on)
             self._advance(len(going_on))
         if kept.is_empty and fin_at is None:
-            self._kept = None
+            self.forget_kept()
         return self.next == fin_at
 
     def _keep(self, segment: TcpSegment, start: int, count: int) -> None:
@@ -145,14 +167,24 @@ class FromGuest:
         if self.state is not FromGuestState.OPEN:
             return
         if self._kept is None:
+            if self._memory is not None and not self._memory.take(MOST_BYTES):
+                return
             self._kept = Kept()
         room = max(min(self.window, MOST_BYTES) - start, 0)
         data = b"".join((segment.payload, *segment.more))[:room]
         if segment.flags & tcp.FIN and start + count <= self.window and len(data) == count:
-            self._fin_at = seq.add(segment.seq, count)
+            fin_at = seq.add(segment.seq, count)
+            if self._fin_at is None or seq.distance(fin_at, self._fin_at) > 0:
+                self._fin_at = fin_at  # what lies behind the first one is nothing
             data += b"\0"
         if data:
             self._kept.keep(segment.seq, data)
+
+    def forget_kept(self) -> None:
+        """What came behind gaps is given up, or was taken; also to be called when the connection has ended."""
+        if self._kept is not None and self._memory is not None:
+            self._memory.give_back(MOST_BYTES)
+        self._kept = self._fin_at = None
 
     def _advance(self, count: int) -> None:
         self.next = seq.add(self.next, count)

@@ -58,7 +58,12 @@ class Kept:
         touching.sort(key=_place)
         begins_at, first = touching[0]
         for at, kept in touching[1:]:
-            first.data += kept.data[begins_at + len(first.data) - at :]
+            if len(kept.data) > len(first.data):  # the longer one is not copied: a guest may go back byte by byte
+                kept.data[:0] = first.data[: at - begins_at]
+                kept.start = first.start
+                first = kept
+            else:
+                first.data += kept.data[begins_at + len(first.data) - at :]
         others.insert(0, first)
         self._ranges = others
 

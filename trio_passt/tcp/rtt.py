@@ -35,10 +35,16 @@ class RoundTrip:
 
     @property
     def early_s(self) -> float:
-        """After so long what was sent is probably lost (RFC 8985 section 7.2); the timeout if that is less."""
-        if self._smoothed_s is None:
+        """After so long what was sent is probably lost (RFC 8985 section 7.2); the timeout if that is less.
+
+        It is two round trips, and more for a guest that answers now soon and now late, as one does that gets a
+        processor now and then: it has what it has not acknowledged, and to send it once more makes it later still.
+        """
+        smoothed_s = self._smoothed_s
+        if smoothed_s is None:
             return self.timeout_s
-        return min(self.timeout_s, max(2 * self._smoothed_s, timeouts.EARLY_MIN_S))
+        early_s = smoothed_s + max(smoothed_s, 2 * self._variation_s)
+        return min(self.timeout_s, max(early_s, timeouts.EARLY_MIN_S))
 
     def back_off(self, now: float) -> None:
         """Double the timeout after it expired (RFC 6298 section 5.5)."""

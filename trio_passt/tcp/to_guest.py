@@ -201,8 +201,12 @@ class ToGuest:
             return _NOTHING  # the echo of what was sent once more though the guest had it
         self._duplicates += 1
         if self._is_going_back():
-            if now - self._progress_at <= self.round_trip.expected_s:
+            # A handshake takes microseconds, but an echo as long as all takes that waits in the link: after the least
+            # timeout, not before, it tells of a loss.  And only once after each progress: then timeouts back off.
+            patience_s = max(self.round_trip.expected_s, timeouts.RTO_MIN_S)
+            if not self._may_be_early or now - self._progress_at <= patience_s:
                 return _NOTHING
+            self._may_be_early = False
             self._go_back(now)  # what was sent again is lost again, or it would be acknowledged by now
             return Acknowledgement(went_back=True)
         if self._duplicates == DUPLICATE_ACKS and self._recover is None:

@@ -32,8 +32,8 @@ def test_tcp_sockets_are_prepared(address: str) -> None:
         with sockets.start_tcp_connection(endpoint) as sock:
             assert not sock.getblocking()
             assert not sock.get_inheritable()
-            sockets.prepare_tcp(sock)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
+            sockets.prepare_tcp(sock)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 

@@ -1,11 +1,13 @@
 """The receiving half: any order, any overlap, and what comes out is what was sent."""
 
+import itertools
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trio_passt.flow.budget import Budget
 from trio_passt.tcp import kept, seq
 from trio_passt.tcp.closing import FromGuestState
 from trio_passt.tcp.from_guest import MAX_WINDOW_FIELD, SMALL_PIECE_BYTES, FromGuest, Receipt
@@ -114,6 +116,22 @@ def test_what_is_behind_a_gap_is_kept_until_the_gap_is_filled() -> None:
     assert guest_half.receive(segment(11, b"l")) is Receipt.IN_ORDER
 
 
+def test_what_all_keep_together_is_bounded() -> None:
+    memory = Budget(2 * kept.MOST_BYTES)
+    halves = [FromGuest(SYN_SEQ, 0, 1000, tells_of_kept=True, memory=memory) for _ in range(3)]
+    for one in halves:
+        assert one.receive(segment(2, b"cd")) is Receipt.OUT_OF_ORDER
+    assert [told(one) for one in halves] == [[(2, 4)], [(2, 4)], []]
+    halves[0].receive(segment(0, b"ab"))
+    assert halves[2].receive(segment(2, b"cd")) is Receipt.OUT_OF_ORDER, "sent again"
+    assert [told(one) for one in halves] == [[], [(2, 4)], [(2, 4)]]
+    halves[2].receive(segment(0, b"abcd", ACK | FIN))
+    halves[1].forget_kept()
+    halves[1].forget_kept()
+    assert memory.left_bytes == 2 * kept.MOST_BYTES
+    assert [joined(one) for one in halves] == [b"abcd", b"", b"abcd"]
+
+
 def test_what_is_kept_is_no_view_of_the_batch() -> None:
     guest_half = half()
     batch = bytearray(b"bcd")
@@ -151,6 +169,66 @@ def test_end_of_the_data_is_its_end_also_if_something_was_sent_behind_it() -> No
     guest_half.receive(segment(0, b"ab"))
     assert joined(guest_half) == b"abc"
     assert state_of(guest_half) is FromGuestState.RECEIVED
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_first_of_several_ends_is_the_end(order: tuple[int, ...]) -> None:
+    """No octet that stands for a FIN ever becomes data."""
+    guest_half = half()
+    for at in order:
+        guest_half.receive(segment((2, 4, 7)[at], b"", ACK | FIN))
+    guest_half.receive(segment(3, b"defghi"))
+    guest_half.receive(segment(0, b"ab"))
+    assert joined(guest_half) == b"ab"
+    assert state_of(guest_half) is FromGuestState.RECEIVED
+
+
+def test_guest_that_goes_on_behind_its_end_has_to_send_once_more_what_was_kept() -> None:
+    guest_half = half(tells_of_kept=True)
+    guest_half.receive(segment(3, b"", ACK | FIN))
+    guest_half.receive(segment(7, b"h", ACK | FIN))
+    assert guest_half.receive(segment(0, b"abcde")) is Receipt.FILLS_GAP
+    assert (joined(guest_half), told(guest_half)) == (b"abcde", [])
+    assert state_of(guest_half) is FromGuestState.OPEN
+    assert guest_half.receive(segment(5, b"fg")) is Receipt.IN_ORDER
+    assert guest_half.receive(segment(7, b"h", ACK | FIN)) is Receipt.IN_ORDER
+    assert joined(guest_half) == b"abcdefgh"
+    assert state_of(guest_half) is FromGuestState.RECEIVED
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.binary(max_size=12), st.booleans()), max_size=40), st.integers(1, 60))
+def test_host_gets_nothing_that_the_guest_did_not_send_in_that_place(
+    sent: list[tuple[int, bytes, bool]], window: int
+) -> None:
+    """Whatever contradicts itself: data that changes when it is sent again, data behind a FIN, several FINs."""
+    guest_half = half(window=window)
+    octets: set[tuple[int, int]] = set()
+    ends: set[int] = set()
+    for at, data, ends_there in sent:
+        received = segment(at, data, ACK | FIN if ends_there else ACK)
+        if guest_half.is_acceptable(received):
+            guest_half.receive(received)
+            octets.update(enumerate(data, at))
+            ends.update([at + len(data)] if ends_there else [])
+    got = joined(guest_half)
+    assert octets.issuperset(enumerate(got))
+    assert len(got) <= window
+    has_ended = guest_half.state is FromGuestState.RECEIVED
+    assert seq.distance(START, guest_half.next) == len(got) + has_ended
+    assert len(got) in ends or not has_ended
+
+
+@pytest.mark.parametrize("step", [1, 3, -1, -3])
+def test_data_that_comes_forwards_or_backwards_is_kept_as_one(step: int) -> None:
+    data = random.Random(4).randbytes(3001)
+    guest_half = half(window=5000, tells_of_kept=True)
+    starts = range(1, 3001, 3)
+    for at in starts if step > 0 else reversed(starts):
+        end = min(at + 4 - abs(step) // 3, 3001)  # 4 overlap, 3 touch
+        guest_half.receive(segment(at, data[at:end]))
+        assert told(guest_half) == [(1, end) if step > 0 else (at, 3001)]
+    guest_half.receive(segment(0, data[:1]))
+    assert joined(guest_half) == data
 
 
 def test_what_is_kept_lies_within_the_window() -> None:

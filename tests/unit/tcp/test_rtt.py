@@ -68,6 +68,18 @@ def test_two_round_trips_are_early(measured_s: float | None, early_s: float) -> 
     assert trip.early_s <= trip.timeout_s
 
 
+def test_guest_that_answers_now_soon_and_now_late_gets_more_time() -> None:
+    """Twice the variation on top of the round trip: a pause like those before it is no loss."""
+    trip = RoundTrip()
+    for _ in range(50):
+        trip.sample(0.001)
+        trip.sample(0.051)
+    assert 0.051 < trip.early_s < trip.timeout_s
+    for _ in range(100):
+        trip.sample(0.03)
+    assert trip.early_s == pytest.approx(0.06, rel=0.01)
+
+
 @given(st.lists(st.one_of(st.floats(0, 1000), st.none())))
 def test_timeout_stays_within_its_limits(history: list[float | None]) -> None:
     trip = RoundTrip()

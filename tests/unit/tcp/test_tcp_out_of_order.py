@@ -5,10 +5,11 @@ A guest resends what is missing after three duplicate acknowledgements (RFC 5681
 
 import pytest
 from harness.noise import noise
-from harness.stage import Family, Stage
+from harness.stage import Family, Stage, on_stage
 from harness.tcp import GuestTcp
 
-from trio_passt.wire.tcp import ACK, FIN, PSH, TcpSegment
+from trio_passt.flow.session import OUT_OF_ORDER_BYTES
+from trio_passt.wire.tcp import ACK, FIN, PSH, RST, TcpSegment
 
 pytestmark = pytest.mark.usefixtures("standing_clock")
 
@@ -153,3 +154,21 @@ async def test_duplicates_in_a_run_of_new_segments(guest: Stage, family: Family)
     await tcp.expects(ACK)
     await host.receives(data)
     await host.receives_nothing()
+
+
+@pytest.mark.parametrize("ends", ["reset by the guest", "reset by the host", "the guest leaves"])
+async def test_memory_for_gaps_is_given_back(family: Family, ends: str) -> None:
+    async with on_stage() as guest:
+        tcp, host = await guest.connected(family)
+        memory = guest.session.out_of_order
+        tcp.sends(ACK, b"later", seq=tcp.next + 5)
+        await tcp.expects(ACK)
+        assert memory.left_bytes < OUT_OF_ORDER_BYTES
+        if ends == "reset by the guest":
+            tcp.sends(RST)
+            await guest.settles()
+        elif ends == "reset by the host":
+            host.resets()
+            await tcp.expects(RST | ACK)
+            await guest.settles()
+    assert memory.left_bytes == OUT_OF_ORDER_BYTES

@@ -225,18 +225,51 @@ def test_partial_acknowledgement_takes_everything_back() -> None:
     assert (to_guest.next, to_guest.highest) == (to_guest.una, seq.add(to_guest.una, 3000))
 
 
-def test_going_back_once_more_when_there_is_no_progress_for_a_round_trip() -> None:
+@pytest.mark.parametrize(("round_trip_s", "patience_s"), [(0.0001, 0.2), (0.02, 0.2), (0.1, 0.3)])
+def test_going_back_once_more_when_there_is_no_progress_for_a_round_trip(
+    round_trip_s: float, patience_s: float
+) -> None:
+    """Nor for the least timeout: until then duplicates may be the echo of what waits in the link, however quickly an
+    idle guest answers."""
     to_guest = half()
     to_guest.sent(1000, 0.0)
-    to_guest.acknowledge(ack_of(1000), 0.02)
+    to_guest.acknowledge(ack_of(1000), round_trip_s)
     to_guest.sent(5000, 1.0)
     for _ in range(4):
         to_guest.acknowledge(ack_of(1000), 1.0)
     assert to_guest.acknowledge(ack_of(2000), 1.0).went_back
     to_guest.sent(4000, 1.0)
-    assert to_guest.acknowledge(ack_of(2000), 0.99 + to_guest.round_trip.expected_s) == Acknowledgement()
-    assert to_guest.acknowledge(ack_of(2000), 1.01 + to_guest.round_trip.expected_s) == Acknowledgement(went_back=True)
+    for percent in range(1, 99):
+        assert to_guest.acknowledge(ack_of(2000), 1.0 + patience_s * percent / 100) == Acknowledgement()
+    assert to_guest.acknowledge(ack_of(2000), 1.01 + patience_s) == Acknowledgement(went_back=True)
     assert to_guest.next == to_guest.una
+    to_guest.sent(4000, 1.5)
+    assert to_guest.acknowledge(ack_of(2000), 3.0) == Acknowledgement()  # once after each progress
+
+
+@pytest.mark.parametrize("echo_s", [0.0001, 0.05, 0.25, 0.5])
+def test_segment_that_never_arrives_is_given_up_though_the_guest_answers_what_lies_behind_it(echo_s: float) -> None:
+    """Its duplicates are no reason to go on for ever, nor to send more than the timeouts say (RFC 9293 3.8.3, R2)."""
+    to_guest = half()
+    to_guest.sent(1000, 0.0)
+    to_guest.acknowledge(ack_of(1000), 0.0001)
+    times = [1.0]
+    to_guest.sent(5000, 1.0)
+    while True:
+        for number in range(4):
+            now = times[-1] + echo_s + number / 1000
+            deadline = deadline_of(to_guest)
+            assert deadline is not None
+            if now < deadline:
+                assert not to_guest.acknowledge(ack_of(1000), now).went_back
+        deadline = deadline_of(to_guest)
+        assert deadline is not None
+        if to_guest.timed_out(deadline) is Timeout.GIVE_UP:
+            break
+        to_guest.sent(5000, deadline)
+        times.append(deadline)
+    assert len(times) == 1 + timeouts.RETRANSMISSIONS
+    assert 100 < deadline - times[0] < 110
 
 
 def test_echo_of_what_was_sent_again_is_no_loss() -> None:
