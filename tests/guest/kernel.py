@@ -39,8 +39,8 @@ QUEUE_FRAMES = 10_000
 SOLICITATIONS = 15
 """How often a guest behind a link that loses asks for a neighbour's link-layer address.  The usual three are all lost
 once in a thousand times, at 5 % in both directions, and then nobody can be reached."""
-READY_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 
 _numbers = itertools.count(1)
 

@@ -26,8 +26,8 @@ from typing import Self
 from tests.guest.image import Image
 
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off lsm="
-BOOT_TIMEOUT_S = 120.0
-COMMAND_TIMEOUT_S = 30.0
+BOOT_TIMEOUT_S = 240.0
+COMMAND_TIMEOUT_S = 60.0
 CHANNEL_SLACK_S = 10.0
 # Before a command: it is killed when the thread that started it ends, however that ends.
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
@@ -87,7 +87,7 @@ class Pending:
 class ControlChannel:
     """The host's end of the virtio-serial port: the protocol is described in rootfs/bin/control."""
 
-    def __init__(self, path: Path, *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(self, path: Path, *, connect_timeout_s: float = 60.0) -> None:
         self._socket = _connect(path, connect_timeout_s)
         self._ids = itertools.count(time.monotonic_ns())
         self._pending: dict[int, Pending] = {}

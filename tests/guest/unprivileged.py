@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-READY_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 60.0
 
 
 class Unprivileged:

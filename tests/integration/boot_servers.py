@@ -15,7 +15,7 @@ from tests.integration.topology import Namespace
 READ_REQUEST, DATA, ACKNOWLEDGEMENT = 1, 3, 4
 TFTP_PORT = 69
 BLOCK_BYTES = 512
-REQUEST_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 180.0
 
 
 @dataclass

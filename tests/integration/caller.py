@@ -26,8 +26,8 @@ from tests.integration.topology import UNPRIVILEGED_ID, Namespace
 
 GUEST_MAC = "52:54:00:12:34:56"
 GUEST_LINK_LOCAL = "fe80::5054:ff:fe12:3456"
-START_TIMEOUT_S = 20.0
-END_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 30.0
 SILENCE_S = 0.3
 
 MOVE = """
@@ -110,7 +110,7 @@ class Machine(RawGuest):
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.connection.settimeout(5.0)
+        self.connection.settimeout(END_TIMEOUT_S)
 
     @classmethod
     def at(cls, path: Path) -> Machine:

@@ -24,6 +24,9 @@ COLUMNS = (
     *TYPES.values(),
 )
 TRUE = ("1", "True")
+ATTEMPTS, CUT_SHORT = 5, "cut short in the middle of a packet"
+"""The daemon may be writing the last one."""
+
 ETHERNET_BYTES = 14
 ICMPV6_ERRORS = frozenset(f"icmpv6 {number}" for number in (1, 2, 3, 4))
 ICMPV6_ERROR_BYTES = 1280
@@ -68,7 +71,10 @@ def examine(capture: Path) -> Verdict:
         command += ["-e", column]
     for protocol in _other_protocols():
         command += ["--disable-protocol", protocol]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    for _ in range(ATTEMPTS):
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if CUT_SHORT not in result.stderr:
+            break
     if result.returncode:
         raise AssertionError(f"tshark cannot read {capture}: {result.stderr}")
     verdict = Verdict()

@@ -267,7 +267,7 @@ class ClientGuest(KernelGuest):
 
     def ping(self, address: str) -> None:
         """One echo, which has to come back."""
-        self.run("ping", "-n", "-c", "1", "-W", "10", address)
+        self.run("ping", "-n", "-c", "1", "-W", "20", address)
 
     def _show(self, version: int, *what: str) -> Any:
         return json.loads(run("ip", "-n", self.namespace.name, "-j", f"-{version}", *what) or "[]")

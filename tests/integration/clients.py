@@ -18,6 +18,8 @@ from typing import Any, Self
 
 from tests.guest import userland
 from tests.guest.kernel import DEVICE, KernelGuest
+from tests.integration.capture import DAEMON_MAC
+from tests.integration.changing_host import wait_for
 from tests.integration.daemon import Daemon, daemon_directory
 from tests.integration.exchanges import Wire
 from tests.integration.topology import (
@@ -111,6 +113,7 @@ class Client:
             self._userspace = opened.enter_context(Userspace(self.namespace, _userland(), mount_point))
             if self._up:
                 self.check(f"ip link set {DEVICE} up")
+                self.until(f"grep -qx up /sys/class/net/{DEVICE}/operstate")  # see KernelGuest._await_device
             self._opened = opened.pop_all()
         return self
 
@@ -125,11 +128,16 @@ class Client:
 
     def until(self, condition: str) -> str:
         """Output of a shell command, as soon as it succeeds."""
-        return self.check(f"for _ in $(seq 200); do {condition} && exit; sleep 0.1; done; {condition}")
+        return self.check(f"for _ in $(seq 600); do {condition} && exit; sleep 0.1; done; {condition}")
 
     def start(self, command: str) -> None:
         """Begin a program that stays; its messages go to /tmp/log."""
         self.check(f"setsid {command} </dev/null >/tmp/log 2>&1 &")
+
+    def meets_gateway(self) -> None:
+        """Its kernel knows the gateway's link-layer address, as after some traffic: what a client says with its last
+        breath would be lost with its address, if it had to wait for ARP."""
+        self.check(f"ip neigh replace {GATEWAY4} lladdr {DAEMON_MAC} nud reachable dev {DEVICE}")
 
     def addresses(self, version: int) -> list[dict[str, Any]]:
         """The global addresses of the device, as iproute2 tells about them."""
@@ -140,6 +148,20 @@ class Client:
     def routes(self, version: int) -> list[dict[str, Any]]:
         """The routes through the device, as iproute2 tells about them."""
         return list(json.loads(self.check(f"ip -json -{version} route show dev {DEVICE}")))
+
+    def becomes(self, configuration: Configuration, version: int) -> None:
+        """Wait until this is in force: scripts of clients have several steps, and rewrite resolv.conf in place."""
+        seen: list[Configuration] = []
+
+        def has_it() -> bool:
+            seen[:] = [self.configuration(version)]
+            return seen == [configuration]
+
+        try:
+            wait_for(has_it, f"{configuration}")
+        except AssertionError as error:
+            error.add_note(f"but {seen}")
+            raise
 
     def mtu_bytes(self) -> int:
         """The MTU of the device."""

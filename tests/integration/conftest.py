@@ -7,6 +7,7 @@ Several processes may share the tests, see sharing.py: each has a session of its
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -23,6 +24,7 @@ from xdist.workermanage import WorkerController
 from tests.guest import image as guest_image
 from tests.guest.machine import Guest
 from tests.integration import sharing
+from tests.integration.changing_host import wait_for
 from tests.integration.daemon import Daemon, daemon_directory, program
 from tests.integration.namespace_guest import NamespaceGuest
 from tests.integration.topology import Topology
@@ -136,11 +138,17 @@ def directory() -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob("session-*"):
         if not Path("/proc", leftover.name.removeprefix("session-")).exists():
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)  # another run may be at it, too
     path = parent / f"session-{os.getpid()}"
     path.mkdir(mode=0o755)
     yield path
-    shutil.rmtree(path)
+    wait_for(lambda: _is_removed(path), "nobody writing there any more")
+
+
+def _is_removed(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path)
+    return not path.exists()
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ while :; do sleep 1000 & wait $!; done
 """The first process, as `Userspace`'s. $1: what belongs into /usr; $2: the user's directory; $3: the user. crun does
 not stand cgroups of the first version beside those of the second, even if it is told to use none."""
 
-START_TIMEOUT_S, COMMAND_TIMEOUT_S = 20.0, 60.0
+START_TIMEOUT_S, COMMAND_TIMEOUT_S = 60.0, 120.0
 USER = "tester"
 SUBORDINATE_IDS = f"{USER}:700000:65536\n"
 IMAGE = "test"

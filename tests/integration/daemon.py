@@ -21,8 +21,8 @@ from typing import Self
 
 from tests.integration.topology import UNPRIVILEGED_ID, Namespace
 
-READY_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 LISTENING = "00010000"
 """SO_ACCEPTCON in the flags column of /proc/net/unix."""
 
@@ -162,7 +162,7 @@ def end_process(process_id: int, timeout_s: float = STOP_TIMEOUT_S) -> None:
 class RawGuest:
     """A guest of hand-made frames on the daemon's socket; a context manager that disconnects."""
 
-    def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
+    def __init__(self, path: Path, timeout_s: float = 30.0) -> None:
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.connection.settimeout(timeout_s)
         self.connection.connect(str(path))

@@ -20,6 +20,10 @@ from tests.integration.topology import Namespace
 
 CONNECTION_TIMEOUT_S = 60.0
 CHUNK = 1 << 18
+RECEIVE_BUFFER_BYTES = 1 << 22
+"""Has room for all that a test sends before anybody reads."""
+
+SO_RCVBUFFORCE = 33
 NTP_EPOCH_S = 2_208_988_800
 """From 1900 to 1970."""
 
@@ -109,15 +113,17 @@ def udp_server(
 ) -> Iterator[Served]:
     """Answer each datagram with `reply` of it."""
     endpoint = namespace.socket(family(address), socket.SOCK_DGRAM)
+    endpoint.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
     endpoint.bind((address, port))
-    endpoint.settimeout(0.1)
     served = Served(address, endpoint.getsockname()[1])
     stopping = threading.Event()
 
     def serve() -> None:
         while not stopping.is_set():
-            with contextlib.suppress(TimeoutError, ConnectionError):
+            with contextlib.suppress(ConnectionError):
                 request, peer = endpoint.recvfrom(65536)
+                if stopping.is_set():
+                    break
                 served.peers.append(peer[0])
                 served.peer_ports.append(peer[1])
                 if (answer := reply(request)) is not None:
@@ -129,16 +135,19 @@ def udp_server(
         yield served
     finally:
         stopping.set()
+        with contextlib.suppress(OSError):  # it is not connected, but that wakes recvfrom() all the same
+            endpoint.shutdown(socket.SHUT_RD)
         thread.join()
         endpoint.close()
 
 
-def udp_socket(namespace: Namespace, address: str, port: int = 0, *, timeout_s: float = 5.0) -> socket.socket:
+def udp_socket(namespace: Namespace, address: str, port: int = 0, *, timeout_s: float = 30.0) -> socket.socket:
     """A bound socket, for tests that say themselves what is received and sent, and when; IPv6's takes no IPv4."""
     endpoint = namespace.socket(family(address), socket.SOCK_DGRAM)
     try:
         if endpoint.family is socket.AF_INET6:
             endpoint.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        endpoint.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         endpoint.bind((address, port))
     except BaseException:
         endpoint.close()
@@ -228,7 +237,7 @@ def ntp(request: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def process(command: list[str], ready: bytes, timeout_s: float = 10.0) -> Iterator[None]:
+def process(command: list[str], ready: bytes, timeout_s: float = 60.0) -> Iterator[None]:
     """Run a command from when it has said `ready` until the end of the block."""
     server = subprocess.Popen(
         [*DIE_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -254,7 +263,7 @@ def guest_service(guest: Guest, listening_port: int, command: str) -> Iterator[N
     process_id = guest.check(f"setsid {command} </dev/null >/dev/null 2>/tmp/service & echo $!").strip()
     listens = f"ss -Hlntu 'sport = :{listening_port}' | grep -q ."
     try:
-        guest.check(f"for _ in $(seq 100); do {listens} && exit; sleep 0.1; done; cat /tmp/service; exit 1")
+        guest.check(f"for _ in $(seq 300); do {listens} && exit; sleep 0.1; done; cat /tmp/service; exit 1")
         yield
     finally:
-        guest.check(f"kill -- -{process_id}; for _ in $(seq 100); do {listens} || exit 0; sleep 0.1; done; exit 1")
+        guest.check(f"kill -- -{process_id}; for _ in $(seq 300); do {listens} || exit 0; sleep 0.1; done; exit 1")

@@ -52,7 +52,7 @@ from tests.integration.changing_host import (
 )
 from tests.integration.client_guest import ETH_P_ALL, PACKET_OUTGOING, Advertisement, ClientGuest, DhcpClient, Frames
 from tests.integration.clients import CAPTURE, Client
-from tests.integration.daemon import Daemon, RawGuest, daemon_directory
+from tests.integration.daemon import STOP_TIMEOUT_S, Daemon, RawGuest, daemon_directory
 from tests.integration.exchanges import kind, options
 from tests.integration.topology import Namespace
 
@@ -110,7 +110,7 @@ def telling(namespace: Namespace, address: str, name: str = "", port: int = 0) -
 def ask_from(client: Namespace, source: str, address: str, port: int) -> str:
     """What a server there says to a client at `source`."""
     with client.socket(servers.family(address), socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
+        connection.settimeout(30)
         connection.bind((source, 0))
         connection.connect((address, port))
         connection.shutdown(socket.SHUT_WR)
@@ -142,12 +142,15 @@ def test_addresses_that_the_host_does_not_have(host_in_world: HostInWorld, direc
         ipv4, ipv6 = client.configuration(4), client.configuration(6)
         assert (ipv4.addresses, ipv4.gateways) == (("203.0.113.40/28",), ("203.0.113.33",))
         assert (set(ipv6.addresses), ipv6.gateways) == ({"2001:db8:7::5/128", "2001:db8:8::5/128"}, ("fe80::77",))
-        made = {
-            str(ipaddress.IPv6Interface(f"{address['local']}/{address['prefixlen']}").network)
-            for address in client.addresses(6)
-            if address.get("mngtmpaddr")
-        }
-        assert made == {"2001:db8:7::/64", "2001:db8:8::/64"}
+
+        def made() -> set[str]:
+            return {
+                str(ipaddress.IPv6Interface(f"{address['local']}/{address['prefixlen']}").network)
+                for address in client.addresses(6)
+                if address.get("mngtmpaddr")
+            }
+
+        wait_for(lambda: made() == {"2001:db8:7::/64", "2001:db8:8::/64"}, "an address in either")
         for version in VERSIONS:
             assert world.sees_tcp(client.namespace, version) == HOME.addresses[version]
         with (
@@ -201,7 +204,7 @@ def test_other_addresses_stand_for_the_host(host_in_world: HostInWorld, director
                 assert ask_datagram(inside, MAPPED[version], udp_loopback.port) == b"loopback ?"
                 assert ask_datagram(inside, OWN_MAPPED[version], udp_own.port) == b"own ?"
             for address in (MAPPED[version], OWN_MAPPED[version]):
-                guest.run("ping", "-n", "-c", "1", "-W", "5", address)
+                guest.run("ping", "-n", "-c", "1", "-W", "20", address)
 
             with (
                 telling(guest.namespace, own, port=PORT),
@@ -230,7 +233,7 @@ def test_gateway_is_the_gateway(host_in_world: HostInWorld, directory: Path) -> 
             with telling(host, LOOPBACK[version]) as loopback, pytest.raises(ConnectionRefusedError):
                 ask_stream(guest.namespace, gateway, loopback.port)
             guest.run(
-                "ping", "-n", "-c", "1", "-W", "5", HOME.gateways[version] + (f"%{DEVICE}" if version == 6 else "")
+                "ping", "-n", "-c", "1", "-W", "20", HOME.gateways[version] + (f"%{DEVICE}" if version == 6 else "")
             )
             with telling(guest.namespace, "0.0.0.0" if version == 4 else "::", port=PORT):
                 seen = ask_from(host, LOOPBACK[version], LOOPBACK[version], PORT)
@@ -302,7 +305,7 @@ def test_way_out(
         for version in VERSIONS:
             assert world.sees_tcp(guest.namespace, version) == sources[version]
             assert world.sees_udp(guest.namespace, version) == sources[version]
-            guest.run("ping", "-n", "-c", "1", "-W", "5", REMOTE[version])
+            guest.run("ping", "-n", "-c", "1", "-W", "20", REMOTE[version])
             with (
                 servers.udp_server(world.namespace, REMOTE[version], lambda question: question) as remote,
                 servers.udp_socket(guest.namespace, HOME.addresses[version], 7000) as forwarded,
@@ -323,7 +326,7 @@ def test_way_out_that_is_gone(host_in_world: HostInWorld, directory: Path) -> No
     """At start, that is an error; later, an unreachable network, until it is there again."""
     host, world = host_in_world
     with Daemon(host, daemon_directory(directory, "no-way-out"), "-o", "2001:db8:1::99") as refused:
-        assert refused.process.wait(10) == 1
+        assert refused.process.wait(STOP_TIMEOUT_S) == 1
         assert "--outbound 2001:db8:1::99: not an address of this host" in refused.log_tail()
     arguments = ["--outbound-if4=vpn", "--outbound-if6=vpn", "-i", "uplink"]
     with serving(host, world, directory, *arguments) as served, KernelGuest(served.daemon.socket_path) as guest:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from scapy.layers.dhcp import BOOTP
 from scapy.layers.inet import IP
+from scapy.packet import Packet
 
 from tests.integration.clients import IPV4, LEASE_S, MTU, REBINDING_S, RENEWAL_S, Client, daemon_for_clients, settings
 from tests.integration.daemon import Daemon
-from tests.integration.exchanges import kinds, message, options
+from tests.integration.exchanges import kind, kinds, message, options
 from tests.integration.topology import GATEWAY4, HOST4, RESOLVER4, SEARCH, Topology
 
 BROADCAST, UNSPECIFIED = "255.255.255.255", "0.0.0.0"
@@ -34,10 +35,11 @@ def client(own_daemon: Daemon) -> Iterator[Client]:
 
 def test_udhcpc_configures_the_device_and_renews_and_releases(client: Client) -> None:
     client.check("udhcpc -i tap0 -b -p /run/udhcpc.pid -O mtu")
-    assert client.configuration(4) == IPV4
+    client.becomes(IPV4, 4)
     assert client.mtu_bytes() == MTU
     assert kinds(client.wire.exchange("DHCPACK")) == FOUR_MESSAGES
 
+    client.wire.rest()  # a slow machine's client has asked twice
     client.until("kill -USR1 $(cat /run/udhcpc.pid)")  # renew
     renewal = client.wire.exchange("DHCPACK")
     request = message(renewal, "DHCPREQUEST")
@@ -45,6 +47,7 @@ def test_udhcpc_configures_the_device_and_renews_and_releases(client: Client) ->
     assert request[BOOTP].ciaddr == HOST4
     assert message(renewal, "DHCPACK")[BOOTP].yiaddr == HOST4
 
+    client.meets_gateway()
     client.check("kill -USR2 $(cat /run/udhcpc.pid)")  # release
     release = message(client.wire.exchange("DHCPRELEASE"), "DHCPRELEASE")
     assert (release[IP].dst, release[BOOTP].ciaddr) == (GATEWAY4, HOST4)
@@ -67,7 +70,7 @@ def test_udhcpc_is_offered_another_address_than_it_had(client: Client) -> None:
 
 def test_udhcpc_finds_that_nobody_has_its_address(client: Client) -> None:
     client.check("udhcpc -i tap0 -q -n -a")
-    assert "DHCPDECLINE" not in kinds(client.wire.rest())
+    assert "DHCPDECLINE" not in kinds(client.wire.exchange("DHCPACK") + client.wire.rest())
     assert client.configuration(4) == IPV4
 
 
@@ -94,6 +97,7 @@ def test_dhclient_configures_the_device_and_releases(client: Client) -> None:
     assert kinds(client.wire.exchange("DHCPACK")) == FOUR_MESSAGES
 
     client.until("test -s /run/dhclient.pid")
+    client.meets_gateway()
     client.check("dhclient -4 -r tap0")
     release = message(client.wire.exchange("DHCPRELEASE"), "DHCPRELEASE")
     assert (release[IP].src, release[IP].dst, release[BOOTP].ciaddr) == (HOST4, GATEWAY4, HOST4)
@@ -103,6 +107,7 @@ def test_dhclient_configures_the_device_and_releases(client: Client) -> None:
 def _has_been_switched_off_with_a_lease(client: Client) -> None:
     client.check("dhclient -4 -1 tap0 && killall -KILL dhclient && ip -4 addr flush dev tap0")
     assert kinds(client.wire.exchange("DHCPACK")) == FOUR_MESSAGES
+    client.wire.rest()
 
 
 def test_dhclient_with_a_lease_reboots_in_two_messages(client: Client) -> None:
@@ -131,11 +136,13 @@ def test_dhclient_renews_by_itself(client: Client) -> None:
     client.check(f"echo '{times}' >>/etc/dhcp/dhclient.conf && dhclient -4 -1 tap0")
     client.wire.exchange("DHCPACK")
     for _ in range(2):
-        renewal = client.wire.exchange("DHCPACK")
-        request = message(renewal, "DHCPREQUEST")
-        assert (request[IP].src, request[IP].dst, request[BOOTP].ciaddr) == (HOST4, GATEWAY4, HOST4)
+        renewal: list[Packet] = []
+        while not any(kind(packet) == "DHCPREQUEST" and packet[IP].src == HOST4 for packet in renewal):
+            renewal = client.wire.exchange("DHCPREQUEST", "DHCPACK")  # the first ones may be of the lease still
+        request = next(packet for packet in renewal if kind(packet) == "DHCPREQUEST" and packet[IP].src == HOST4)
+        assert (request[IP].dst, request[BOOTP].ciaddr) == (GATEWAY4, HOST4)
         assert "requested_addr" not in options(request)
-    assert client.configuration(4) == IPV4
+    client.becomes(IPV4, 4)  # its script is at it, every second
 
 
 @pytest.mark.parametrize("protocol", ["dhcp", "bootp"])
@@ -154,4 +161,6 @@ def test_ipconfig_configures_the_device(client: Client, protocol: str) -> None:
     seen = client.configuration(4)
     assert (seen.addresses, seen.gateways) == (IPV4.addresses, IPV4.gateways)
     assert client.mtu_bytes() == MTU
-    assert kinds(client.wire.rest()) == (FOUR_MESSAGES if protocol == "dhcp" else [])
+    assert kinds(client.wire.exchange("DHCPACK") if protocol == "dhcp" else client.wire.rest()) == (
+        FOUR_MESSAGES if protocol == "dhcp" else []
+    )

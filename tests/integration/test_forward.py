@@ -14,7 +14,7 @@ from tests.guest.machine import Guest
 from tests.integration import servers
 from tests.integration.topology import GATEWAY4, GATEWAY6, HOST4, HOST6, REMOTE4, REMOTE6, Namespace, Topology
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 PARALLEL, PARALLEL_BYTES = 100, 100_000
 
 
@@ -60,7 +60,7 @@ ports = pytest.mark.parametrize(
 def test_tcp_port(guest: Guest, topology: Topology, path: Path, host_port: int, guest_port: int) -> None:
     family = 6 if ":" in path.server else 4
     listen = f"TCP{family}-LISTEN:{guest_port},reuseaddr,fork"
-    command = f"socat {listen} 'SYSTEM:echo $SOCAT_PEERADDR; cat'"
+    command = f"socat -t 60 {listen} 'SYSTEM:echo $SOCAT_PEERADDR; cat'"
     with (
         servers.guest_service(guest, guest_port, command),
         path.connect(topology, socket.SOCK_STREAM, host_port) as connection,
@@ -77,7 +77,7 @@ def test_tcp_port(guest: Guest, topology: Topology, path: Path, host_port: int, 
 def test_udp_port(guest: Guest, topology: Topology, path: Path, host_port: int, guest_port: int) -> None:
     family = 6 if ":" in path.server else 4
     listen = f"UDP{family}-RECVFROM:{guest_port},reuseaddr,fork"
-    command = f"socat {listen} 'SYSTEM:read line; echo $SOCAT_PEERADDR $line'"
+    command = f"socat -t 60 {listen} 'SYSTEM:read line; echo $SOCAT_PEERADDR $line'"
     with (
         servers.guest_service(guest, guest_port, command),
         path.connect(topology, socket.SOCK_DGRAM, host_port) as connection,
@@ -90,10 +90,13 @@ def test_udp_port(guest: Guest, topology: Topology, path: Path, host_port: int, 
 
 @from_anywhere
 def test_a_port_that_nobody_listens_at_is_refused(guest: Guest, topology: Topology, path: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(ConnectionError):  # while it connects, or, where the daemon accepts first, just after
-        _read(path.connect(topology, socket.SOCK_STREAM, 8089))
-    assert time.monotonic() - start < 2
+    def refused_after_s() -> float:
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):  # while it connects, or, where the daemon accepts first, just after
+            _read(path.connect(topology, socket.SOCK_STREAM, 8089))
+        return time.monotonic() - start
+
+    assert any(refused_after_s() < 2 for _ in range(3))  # the machine may do something else meanwhile
 
 
 @pytest.mark.parametrize(("client", "server"), [(REMOTE4, HOST4), (REMOTE6, HOST6)], ids=["ipv4", "ipv6"])

@@ -38,7 +38,7 @@ def online(own_daemon: Daemon) -> Iterator[KernelGuest]:
 
 @pytest.mark.parametrize("gateway", [GATEWAY4, f"{GATEWAY6}%tap0"], ids=["ipv4", "ipv6"])
 def test_the_gateway_answers(online: KernelGuest, gateway: str) -> None:
-    online.run("ping", "-c", "3", "-i", "0.1", "-W", "2", gateway)
+    online.run("ping", "-c", "3", "-i", "0.1", "-W", "20", gateway)
 
 
 @both_families
@@ -48,7 +48,7 @@ def test_upload(online: KernelGuest, topology: Topology, address: str) -> None:
         servers.tcp_server(topology.remote, address, servers.receive_into(transfer)) as server,
         online.namespace.socket(servers.family(address), socket.SOCK_STREAM) as connection,
     ):
-        connection.settimeout(20)
+        connection.settimeout(60)
         connection.connect((address, server.port))
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
@@ -64,7 +64,7 @@ def test_download(online: KernelGuest, topology: Topology, address: str) -> None
         servers.tcp_server(topology.remote, address, servers.send_from(data, transfer)) as server,
         online.namespace.socket(servers.family(address), socket.SOCK_STREAM) as connection,
     ):
-        connection.settimeout(20)
+        connection.settimeout(60)
         connection.connect((address, server.port))
         received = servers.receive_all(connection)
     assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()

@@ -26,6 +26,7 @@ from tests.guest.image import Image
 from tests.guest.machine import KERNEL_ARGUMENTS, Guest
 from tests.integration import servers
 from tests.integration.caller import END_TIMEOUT_S, end_of
+from tests.integration.changing_host import wait_for
 from tests.integration.daemon import daemon_directory, program
 from tests.integration.topology import (
     GATEWAY4,
@@ -47,8 +48,8 @@ exec "$@"
 """
 """In a mount namespace: libvirt's files appear in /usr, and the user gets a name, which libvirt wants to know."""
 
-START_TIMEOUT_S = 20.0
-COMMAND_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 GUEST4, GUEST6 = "192.0.2.9", "2001:db8:1::9"
 
 DOMAIN = f"""
@@ -240,12 +241,12 @@ def test_a_machine_of_libvirts(session: Session, topology: Topology, image: Imag
         _assert_configured(guest)
         for address in (REMOTE4, REMOTE6):
             with servers.tcp_server(topology.remote, address, servers.echo_after_end) as server:
-                assert guest.check(f"echo there and back | socat -t 10 - TCP:{server.socat}") == "there and back\n"
+                assert guest.check(f"echo there and back | socat -t 60 - TCP:{server.socat}") == "there and back\n"
         _assert_forwarded(guest, topology)
         guest.kill()
         end_of(process_id)
     assert not list(session.daemons.iterdir())
-    assert session.process_ids() == []
+    wait_for(lambda: not session.process_ids(), "the end of all its processes")
     assert "guest" in (session.directory / "passt.log").read_text()
 
 

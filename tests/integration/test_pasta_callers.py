@@ -30,7 +30,7 @@ from tests.integration.daemon import daemon_directory, namespace_program, slirp4
 from tests.integration.topology import HOST4, REMOTE4, RESOLVER4, SEARCH, Topology, run
 
 WEB = [IMAGE, "httpd", "-f", "-p", "80", "-h", "/www"]
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 NAME = f"server.{SEARCH}"
 
 _numbers = itertools.count(1)
@@ -142,7 +142,7 @@ def test_podman(
         wait_for(lambda: not user.helpers(), "the end of the container's network")
 
         user.run("podman", "run", "--detach", "--name=web", "--publish=8080:80", *network, *WEB)
-        assert page_from(topology, 8080).endswith(PAGE)
+        wait_for(lambda: _is_page(topology, 8080, PAGE), "the container's page")
         words = options_of(user)
         if "--network=pasta" in network:
             assert [word for word in words if not word.startswith("/")] == [
@@ -154,8 +154,7 @@ def test_podman(
             assert ("--api-socket" in words) == ("port_handler" in network[1])
         user.run("podman", "rm", "--force", "--time=0", "web")
         wait_for(lambda: not user.helpers(), "the end of the container's network")
-        with pytest.raises(ConnectionRefusedError):
-            page_from(topology, 8080)
+        wait_for(lambda: _is_refused(topology, 8080), "the end of the published port")
 
 
 ROOTLESSKIT = [
@@ -196,9 +195,18 @@ def test_rootlesskit(
         wait_for(lambda: not user.helpers(), "the end of RootlessKit's network")
 
 
-def _is_page(topology: Topology, port: int) -> bool:
+def _is_page(topology: Topology, port: int, page: bytes = b"hello\n") -> bool:
     with contextlib.suppress(OSError):
-        return page_from(topology, port).endswith(b"hello\n")
+        return page_from(topology, port).endswith(page)
+    return False
+
+
+def _is_refused(topology: Topology, port: int) -> bool:
+    with contextlib.suppress(ConnectionResetError):
+        try:
+            page_from(topology, port)
+        except ConnectionRefusedError:
+            return True
     return False
 
 
@@ -291,7 +299,7 @@ def started(topology: Topology, command: list[str]) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -19,7 +19,7 @@ from tests.guest import tun
 from tests.integration.daemon import namespace_program
 from tests.integration.topology import Namespace, named_namespace, run
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 NO_PORTS = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
 SHOW = "ip -json -details address; echo; ip -json route; echo; ip -json -6 route"
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.guest.image import Image
 from tests.integration import test_forward, test_ping, test_tcp, test_udp
+from tests.integration.changing_host import wait_for
 from tests.integration.conftest import FORWARDS
 from tests.integration.daemon import daemon_directory
 from tests.integration.namespace_guest import NamespaceDaemon, NamespaceGuest, checks
@@ -113,7 +114,7 @@ def test_it_is_set_up_when_the_program_is_ready(guest: NamespaceGuest) -> None:
 
 
 def test_what_serves_it_is_nobodys(guest: NamespaceGuest, daemon: NamespaceDaemon) -> None:
-    """Root becomes somebody else when all is set up."""
-    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
-    assert "Uid:\t65534\t65534\t65534\t65534" in status
-    assert "CapEff:\t0000000000000000" in status
+    """Root becomes somebody else when all is set up, and the PID file is written."""
+    status = Path(f"/proc/{daemon.process.pid}/status")
+    wait_for(lambda: "Uid:\t65534\t65534\t65534\t65534" in status.read_text(), "being nobody")
+    assert "CapEff:\t0000000000000000" in status.read_text()

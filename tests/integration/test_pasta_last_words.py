@@ -15,6 +15,7 @@ from tests.integration.daemon import namespace_program
 from tests.integration.topology import GATEWAY4, Topology
 
 PORT = 7301
+TIMEOUT_S = 60.0
 PYTHON = "/usr/bin/python3"
 SAYS_AND_ENDS = """
 import socket, sys
@@ -37,7 +38,7 @@ def received(listener: socket.socket) -> bytes:
     """What one client says until its end; a reset is an error."""
     connection, _ = listener.accept()
     with connection:
-        connection.settimeout(10)
+        connection.settimeout(TIMEOUT_S)
         time.sleep(BUSY_S)
         data = bytearray()
         while part := connection.recv(1 << 20):
@@ -53,7 +54,7 @@ def test_what_was_sent_last_gets_out(topology: Topology, address: str, size: int
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", PORT))
     listener.listen()
-    listener.settimeout(20)
+    listener.settimeout(TIMEOUT_S)
     with listener:
         said: list[bytes] = []
         server = threading.Thread(target=lambda: said.append(received(listener)))
@@ -65,7 +66,7 @@ def test_what_was_sent_last_gets_out(topology: Topology, address: str, size: int
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=TIMEOUT_S,
         )
         server.join()
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -23,7 +23,7 @@ from tests.guest import tun
 from tests.integration.daemon import namespace_program
 from tests.integration.topology import HOST4, UNPRIVILEGED_ID, Namespace, Topology, named_namespace, run
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 NO_PORTS = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
 
 T = TypeVar("T")
@@ -73,9 +73,14 @@ class Pasta(subprocess.Popen[str]):
         output, errors = self.communicate(timeout=WAIT_S)
         return self.returncode, output, errors
 
-    def whole_family(self, least: int) -> list[int]:
-        """All of them, when so many are there."""
-        return wait_for(lambda: found if len(found := self.family()) >= least else None, f"{least} processes")
+    def whole_family(self, count: int) -> list[int]:
+        """All of them, when so many are there, and those that only set up have ended."""
+
+        def whole() -> list[int] | None:
+            found = self.family()
+            return found if len(found) == count and not any(gone([pid]) for pid in found) else None
+
+        return wait_for(whole, f"{count} processes")
 
     def family(self) -> list[int]:
         """Its process ID, and those of all processes below it."""
@@ -269,6 +274,21 @@ class Terminal:
         """Press them."""
         os.write(self._terminal, keys.encode())
 
+    def until_runs(self, name: str) -> None:
+        """Wait until it is the turn of a program with this name, and nobody of its job is stopped."""
+
+        def runs() -> bool:
+            states = {}
+            for path in Path("/proc").glob("[0-9]*/stat"):
+                with contextlib.suppress(OSError):
+                    command, _, rest = path.read_text().partition("(")[2].rpartition(")")
+                    state, _parent, group, *_ = rest.split()
+                    if int(group) == os.tcgetpgrp(self._terminal):
+                        states[command] = state
+            return name in states and "T" not in states.values()
+
+        wait_for(runs, f"{name} in the foreground")
+
     def until(self, pattern: str) -> str:
         """What is said, from where the last such call has ended, until it has this at its end."""
         deadline = time.monotonic() + WAIT_S
@@ -290,17 +310,17 @@ def test_terminal(host: Namespace) -> None:
         terminal.until(r"\ninner> ")
         terminal.type("sleep 1000; echo ended with $?\n")
         terminal.until(r"\$\?\r\n")
-        time.sleep(0.3)
+        terminal.until_runs("sleep")
         terminal.type("\x03")
         terminal.until(r"inner> ")
         terminal.type("sleep 1000\n")
         terminal.until(r"1000\r\n")
-        time.sleep(0.3)
+        terminal.until_runs("sleep")
         terminal.type("\x1a")
         assert "Stopped" in terminal.until(r"\ninner> ")
         terminal.type("fg\n")
         terminal.until(r"1000\r\n")
-        time.sleep(0.3)
+        terminal.until_runs("sleep")
         terminal.type("\x03")
         terminal.until(r"inner> ")
         terminal.type("exit 9\n")
@@ -313,7 +333,7 @@ def test_terminal(host: Namespace) -> None:
         assert "Stopped" in terminal.until(r"\nouter> ")
         terminal.type("fg\n")
         terminal.until(r"1000'\r\n")
-        time.sleep(0.3)
+        terminal.until_runs("sleep")
         terminal.type("\x03")
         terminal.until(r"outer> ")
         terminal.type("echo status $?\n")
@@ -358,7 +378,8 @@ def test_root_in_there_gets_hold_of_none_of_our_processes(host: Namespace) -> No
     with contextlib.ExitStack() as opened:
         pid = opened.enter_context(sleeping(host, "--user", "--map-root-user", "--net"))
         process = opened.enter_context(Pasta(host, "-q", "-f", "--config-net", str(pid)))
-        wait_for(lambda: interfaces(pid) == {"lo", "uplink"}, "the tap")
+        shown = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-brief", "address", "show"]
+        wait_for(lambda: f"{HOST4}/24" in run(*shown), "the configured tap")
         family = process.whole_family(2)
         enter = [*host.enter_unprivileged(), "nsenter", f"--target={pid}", "--user", "--net"]
         attack = ["--preserve-credentials", "/usr/bin/python3", "-c", TAKE_DESCRIPTORS]
@@ -381,16 +402,21 @@ def test_root_becomes_nobody_also_where_there_is_a_user_namespace(host: Namespac
         def serving() -> set[str]:
             family = process.family()
             both = {family[0], family[_agent(family)]} if len(family) >= (5 if is_command else 2) else set()
-            return {_status(one, "Uid") for one in both}
+            return {_user_ids(one) for one in both}
 
         wait_for(lambda: serving() == {"\t".join(["65534"] * 4)}, "being nobody")
         if not is_command:
-            assert " 0100007F:0050 " in Path(f"/proc/{pid}/net/tcp").read_text(), "a low port, by its one privilege"
+            listening = Path(f"/proc/{pid}/net/tcp")
+            wait_for(lambda: " 0100007F:0050 " in listening.read_text(), "a low port, by its one privilege")
 
 
-def _status(pid: int, name: str) -> str:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(line.removeprefix(f"{name}:\t") for line in lines if line.startswith(f"{name}:"))
+def _user_ids(pid: int) -> str:
+    """Real, effective, saved and of the file system; of a process that has just ended, none."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("Uid:"):
+                return line.removeprefix("Uid:\t")
+    return ""
 
 
 def test_path_of_a_process_and_what_is_left_there(host: Namespace) -> None:
@@ -403,7 +429,7 @@ def test_path_of_a_process_and_what_is_left_there(host: Namespace) -> None:
                 family = process.whole_family(2)
                 process.kill()
                 wait_for_end(family)
-            assert interfaces(pid) == {"lo"}
+            wait_for(lambda: interfaces(pid) == {"lo"}, "the end of the tap")
         with Pasta(host, *arguments) as process:
             wait_for(lambda: interfaces(pid) == {"lo", "uplink"}, "the tap")
             os.kill(pid, signal.SIGKILL)
@@ -420,7 +446,11 @@ def test_name_of_a_namespace(host: Namespace, stays: bool) -> None:
             wait_for(lambda: "uplink" in run("ip", "-n", namespace.name, "link"), "the tap")
 
             def owners() -> set[int]:
-                return {Path(f"/proc/{pid}").stat().st_uid for pid in process.family()}
+                found = set()
+                for pid in process.family():
+                    with contextlib.suppress(FileNotFoundError):  # it has just ended
+                        found.add(Path(f"/proc/{pid}").stat().st_uid)
+                return found
 
             wait_for(lambda: 0 not in owners(), "all its processes being somebody else's")
             namespace.remove()

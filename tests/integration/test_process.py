@@ -26,7 +26,7 @@ from tests.integration.daemon import STOP_TIMEOUT_S, RawGuest, daemon_directory,
 from tests.integration.topology import UNPRIVILEGED_ID
 
 NOBODY = 65534
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 LISTENS = "0A"
 """TCP_LISTEN in the state column of /proc/net/tcp."""
 
@@ -296,7 +296,7 @@ def test_descriptors_that_are_no_guest(place: Path) -> None:
         words = [*APART, *UNPRIVILEGED, *program(), "-q", "-P", str(place / "pid"), "-F", "999", "-F", "0"]
         assert subprocess.run(words, stdin=guests.fileno(), timeout=START_TIMEOUT_S, check=False).returncode == 0
         guests.close()
-        ours.settimeout(5)
+        ours.settimeout(START_TIMEOUT_S)
         assert len(ours.recv(4)) == 4  # it asks who is there
         ours.close()
         eventually(lambda: not (place / "pid").exists(), "it ends with its guest")
@@ -400,7 +400,7 @@ def flood(socket_path: Path, lines: int) -> None:
     for _ in range(lines):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as second:
             second.connect(str(socket_path))
-            second.settimeout(5)
+            second.settimeout(START_TIMEOUT_S)
             assert second.recv(1) == b""
 
 
@@ -468,7 +468,7 @@ def test_syslog(place: Path, present: bool) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(place / "log"))
         (place / "log").chmod(0o666)
-        syslog.settimeout(5)
+        syslog.settimeout(START_TIMEOUT_S)
         prefix = ("unshare", "--net", "--mount", "--", "sh", "-c", script, "sh")
         with started(place, prefix=prefix) as daemon:
             assert "local mode" in daemon.stderr
@@ -525,7 +525,7 @@ def test_socket_activation_and_notifications(place: Path) -> None:
         assert process.stderr is not None
         assert f"addr.path={place}/door\n" in process.stderr.read()
         late = stack.enter_context(RawGuest(place / "door"))
-        door.settimeout(5)
+        door.settimeout(START_TIMEOUT_S)
         door.accept()[0].close()
         assert late.closed_by_daemon()
 
@@ -541,7 +541,7 @@ def test_socket_activation_in_the_background(place: Path) -> None:
         manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         manager.bind(str(place / "notify"))
         (place / "notify").chmod(0o666)
-        manager.settimeout(5)
+        manager.settimeout(START_TIMEOUT_S)
         ours, guests = map(stack.enter_context, socket.socketpair())
         words = [*APART, *UNPRIVILEGED, *with_sockets(), *program(), "-q", "-P", str(place / "pid")]
         environment = {**os.environ, "NOTIFY_SOCKET": str(place / "notify")}
@@ -550,7 +550,7 @@ def test_socket_activation_in_the_background(place: Path) -> None:
         guests.close()
         pid = int((place / "pid").read_text())
         assert notices(manager) == ["READY=1", "STATUS=serving the guest", f"MAINPID={pid}"]
-        ours.settimeout(5)
+        ours.settimeout(START_TIMEOUT_S)
         assert len(ours.recv(4)) == 4
         ours.close()
         assert notices(manager) == ["STOPPING=1", "STATUS=ending"]

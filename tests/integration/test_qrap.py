@@ -15,6 +15,7 @@ from tests.guest.image import Image
 from tests.guest.machine import Guest
 from tests.integration import servers
 from tests.integration.daemon import Daemon, RawGuest, daemon_directory
+from tests.integration.test_udp import EXCHANGE
 from tests.integration.topology import (
     HOST4,
     REMOTE4,
@@ -71,9 +72,11 @@ def _exchange(guest: Guest, topology: Topology, *addresses: str) -> None:
     for address in addresses:
         with servers.tcp_server(topology.remote, address, servers.echo_after_end) as server:
             sent = guest.check("head -c 1000000 /dev/urandom | tee /tmp/sent | sha256sum")
-            assert guest.check(f"socat -t 10 - TCP:{server.socat} </tmp/sent | sha256sum") == sent
+            assert guest.check(f"socat -t 60 - TCP:{server.socat} </tmp/sent | sha256sum") == sent
         with servers.udp_server(topology.remote, address, lambda request: request[::-1]) as server:
-            assert guest.check(f"printf abc | socat -t 0.5 - UDP:{server.socat}") == "cba"
+            guest.check("printf abc >/tmp/request")
+            guest.check(EXCHANGE.format(peer=server.socat, size=3))
+            assert guest.check("cat /tmp/reply") == "cba"
 
 
 def test_a_descriptor_and_a_command(topology: Topology, image: Image, own_directory: Path) -> None:

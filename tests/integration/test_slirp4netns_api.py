@@ -30,7 +30,7 @@ from tests.integration.topology import HOST4, REMOTE4, RESOLVER4, RESOLVER6, Nam
 
 GUEST4, GATEWAY4, DNS4 = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 GATEWAY6, DNS6 = "fd00::2", "fd00::3"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 SILENCE_S = 0.5
 NOBODY = 65534
 NET_BIND_SERVICE = 1 << 10

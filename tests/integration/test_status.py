@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import signal
 import socket
@@ -18,9 +19,12 @@ from tests.integration.capture import DAEMON_MAC
 from tests.integration.daemon import Daemon, daemon_directory
 from tests.integration.topology import GATEWAY4, GATEWAY6, HOST4, HOST6, REMOTE4, REMOTE6, Topology
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
+STARTS = 10
 HOST_PORT = 3222
 """Another than the session's daemon has, on the same host."""
+
+_numbers = itertools.count(1)
 
 PROGRAM = "trio-passt: "
 IGNORED = f"{1 << (signal.SIGUSR1 - 1):x}"
@@ -104,7 +108,7 @@ def test_all_flows_are_in_the_table_also_of_a_quiet_daemon(topology: Topology, d
             udp.connect((REMOTE6, echo.port))
             udp.send(b"question")
             assert udp.recv(100) == b"question"
-            guest.run("ping", "-n", "-c", "1", "-W", "2", "-e", "4711", REMOTE4)
+            guest.run("ping", "-n", "-c", "1", "-W", "20", "-e", "4711", REMOTE4)
             ports = [sock.getsockname()[1] for sock in (out, to_host, udp)]
             table = _asked(daemon, 13)
             done.set()
@@ -127,8 +131,18 @@ def test_all_flows_are_in_the_table_also_of_a_quiet_daemon(topology: Topology, d
 
 
 def test_a_signal_during_the_start_harms_nobody(topology: Topology, directory: Path) -> None:
-    """From the moment on at which the program can do something about it."""
-    with Daemon(topology.host, daemon_directory(directory, "early")) as daemon:
+    """From the moment on at which the program can do something about it. It is soon over, and so tried again."""
+    sent = 0
+    for _ in range(STARTS):
+        sent += _signals_during_start(topology, directory)
+        if sent > 5:
+            return
+    raise AssertionError(f"only {sent} signals in {STARTS} starts")
+
+
+def _signals_during_start(topology: Topology, directory: Path) -> int:
+    """How many were sent."""
+    with Daemon(topology.host, daemon_directory(directory, f"early{next(_numbers)}")) as daemon:
         status = Path(f"/proc/{daemon.process.pid}/status")
         deadline, sent = time.monotonic() + PATIENCE_S, 0
         while not (daemon.log.exists() and "Start the guest with" in daemon.log.read_text()):
@@ -138,10 +152,10 @@ def test_a_signal_during_the_start_harms_nobody(topology: Topology, directory: P
             if int(masks["SigIgn"], 16) & int(IGNORED, 16) or int(masks["SigCgt"], 16) & int(IGNORED, 16):
                 daemon.process.send_signal(signal.SIGUSR1)
                 sent += 1
-        assert sent > 5
         daemon.process.send_signal(signal.SIGUSR1)
         _until(lambda: [line for line in daemon.log.read_text().splitlines() if "no guest is connected" in line], 1)
         assert daemon.stop() == 0
+    return sent
 
 
 def test_trace_has_a_line_for_each_frame(topology: Topology, directory: Path) -> None:
@@ -158,8 +172,8 @@ def test_trace_has_a_line_for_each_frame(topology: Topology, directory: Path) ->
         ):
             # It may know our MAC address by our own request, at the start; then it has to ask.
             guest.namespace.ip("neigh", "flush", "dev", DEVICE)
-            guest.run("ping", "-n", "-c", "1", "-W", "2", "-s", "100", "-e", "4711", REMOTE4)
-            guest.run("ping", "-n", "-c", "1", "-W", "2", "-e", "4711", REMOTE6)
+            guest.run("ping", "-n", "-c", "1", "-W", "20", "-s", "100", "-e", "4711", REMOTE4)
+            guest.run("ping", "-n", "-c", "1", "-W", "20", "-e", "4711", REMOTE6)
             connection.sendall(b"question")
             assert connection.recv(100) == b"question"
             port = connection.getsockname()[1]
@@ -185,7 +199,7 @@ def test_trace_has_a_line_for_each_frame(topology: Topology, directory: Path) ->
     there, back = f"{HOST4}:{port} > {REMOTE4}:{remote.port} ttl=64", f"{REMOTE4}:{remote.port} > {HOST4}:{port} ttl=64"
     for expected in (
         rf"from guest: IPv4 {there} TCP SYN seq=\d+ win=\d+ len=0 mss=65480 sackOK ts=\d+/0 wscale=\d+",
-        rf"to guest:   IPv4 {back} TCP SYN\|ACK seq=\d+ ack=\d+ win=65535 len=0 mss=65480 wscale=\d+",
+        rf"to guest:   IPv4 {back} TCP SYN\|ACK seq=\d+ ack=\d+ win=65535 len=0 mss=65480 wscale=\d+ sackOK",
         rf"from guest: IPv4 {there} TCP PSH\|ACK seq=\d+ ack=\d+ win=\d+ len=8",
         rf"to guest:   IPv4 {back} TCP PSH\|ACK seq=\d+ ack=\d+ win=\d+ len=8",
         rf"from guest: IPv4 {there} TCP FIN\|ACK seq=\d+ ack=\d+ win=\d+ len=0",

@@ -44,7 +44,7 @@ def test_download_arrives_as_it_was(guest: Guest, topology: Topology, address: s
     data, transfer = servers.payload(BULK_BYTES), servers.Transfer()
     with servers.tcp_server(topology.remote, address, servers.send_from(data, transfer)) as server:
         guest.check(f"socat -u -b 262144 TCP:{server.socat} CREATE:/tmp/download", 60)
-        assert transfer.finished.wait(5)
+        assert transfer.finished.wait(60)
     assert guest.check("sha256sum /tmp/download").split()[0] == hashlib.sha256(data).hexdigest()
     guest.check("rm /tmp/download")
     measurements.append(f"download from {address}: {transfer.megabits_per_second:.0f} Mbit/s")
@@ -64,13 +64,13 @@ def test_both_directions_at_a_time(guest: Guest, topology: Topology, random_file
 @both_families
 def test_one_byte_each_way(guest: Guest, topology: Topology, address: str) -> None:
     with servers.tcp_server(topology.remote, address, servers.echo_after_end) as server:
-        assert guest.check(f"printf x | socat -t 10 - TCP:{server.socat}") == "x"
+        assert guest.check(f"printf x | socat -t 60 - TCP:{server.socat}") == "x"
 
 
 @both_families
 def test_nothing_at_all(guest: Guest, topology: Topology, address: str) -> None:
     with servers.tcp_server(topology.remote, address, servers.echo_after_end) as server:
-        assert guest.check(f"socat -t 10 - TCP:{server.socat}") == ""
+        assert guest.check(f"socat -t 60 - TCP:{server.socat}") == ""
 
 
 @both_families
@@ -78,7 +78,7 @@ def test_the_guest_still_receives_after_its_end_of_file(
     guest: Guest, topology: Topology, random_file: str, address: str
 ) -> None:
     with servers.tcp_server(topology.remote, address, servers.echo_after_end) as server:
-        command = f"head -c 1000000 /tmp/random | tee /tmp/sent | socat -t 30 - TCP:{server.socat} | sha256sum"
+        command = f"head -c 1000000 /tmp/random | tee /tmp/sent | socat -t 60 - TCP:{server.socat} | sha256sum"
         received = guest.check(command)
     assert received.split()[0] == guest.check("sha256sum /tmp/sent").split()[0]
 
@@ -93,7 +93,7 @@ def test_the_guest_still_sends_after_its_peers_end_of_file(guest: Guest, topolog
         received.append(servers.receive_all(connection))
 
     with servers.tcp_server(topology.remote, address, end_then_receive) as server:
-        output = guest.check(f"(sleep 1; echo late) | socat -t 10 - TCP:{server.socat}")
+        output = guest.check(f"(sleep 1; echo late) | socat -t 60 - TCP:{server.socat}")
     assert output == "go on"
     wait_for(lambda: received, "the end of the server's connection, which may be later than the client's")
     assert received == [b"late\n"]
@@ -101,12 +101,20 @@ def test_the_guest_still_sends_after_its_peers_end_of_file(guest: Guest, topolog
 
 @both_families
 def test_a_refused_connection_is_refused_at_once(guest: Guest, address: str) -> None:
-    closed_port = f"{servers.bracketed(address)}:9"
-    result = guest.run(f"cat /proc/uptime; socat -u TCP:{closed_port} -; status=$?; cat /proc/uptime; exit $status")
-    assert result.status != 0
-    assert "Connection refused" in result.stderr
-    start, end = (float(line.split()[0]) for line in result.stdout.splitlines())
-    assert end - start < 1
+    assert_refused_at_once(guest, f"socat -u TCP:{servers.bracketed(address)}:9 -")
+
+
+def assert_refused_at_once(guest: Guest, command: str) -> None:
+    """Within a second, in one of a few attempts: the machine may do something else meanwhile."""
+
+    def refused_after_s() -> float:
+        result = guest.run(f"cat /proc/uptime; {command}; status=$?; cat /proc/uptime; exit $status")
+        assert result.status != 0
+        assert "Connection refused" in result.stderr
+        start, end = (float(line.split()[0]) for line in result.stdout.splitlines())
+        return end - start
+
+    assert any(refused_after_s() < 1 for _ in range(4))
 
 
 @both_families
@@ -116,7 +124,7 @@ def test_a_reset_reaches_the_guest(guest: Guest, topology: Topology, address: st
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     with servers.tcp_server(topology.remote, address, reset) as server:
-        result = guest.run(f"(echo; sleep 1) | socat -d - TCP:{server.socat}")
+        result = guest.run(f"(echo; sleep 1) | socat -t 20 -d - TCP:{server.socat}")
     assert "Connection reset by peer" in result.stderr
 
 
@@ -145,7 +153,7 @@ def test_the_gateways_address_leads_to_the_hosts_loopback(
 ) -> None:
     with servers.tcp_server(topology.host, loopback, servers.echo_after_end) as server:
         address = f"{servers.bracketed(gateway)}:{server.port}"
-        assert guest.check(f"echo local | socat -t 10 - TCP:{address}") == "local\n"
+        assert guest.check(f"echo local | socat -t 60 - TCP:{address}") == "local\n"
     assert server.peers == [loopback]
 
 

@@ -26,6 +26,9 @@ from tests.integration.topology import (
 
 Hops = list[list[str]]
 
+PATIENTLY = "-n -w 10,0,0"
+"""For each answer as long, however soon others came."""
+
 methods = pytest.mark.parametrize("method", ["", "-I"], ids=["udp", "echo"])
 
 
@@ -54,7 +57,7 @@ def on_host(topology: Topology, arguments: str) -> Hops:
     ],
 )
 def test_the_guest_sees_the_hosts_path(guest: Guest, topology: Topology, address: str, path: Hops, method: str) -> None:
-    arguments = f"-n -w 2 {method} {address}"
+    arguments = f"{PATIENTLY} {method} {address}"
     assert on_host(topology, arguments) == path
     assert hops(guest.check(f"traceroute {arguments}")) == path
 
@@ -63,7 +66,7 @@ def test_the_guest_sees_the_hosts_path(guest: Guest, topology: Topology, address
 @pytest.mark.parametrize("gateway", [GATEWAY4, GATEWAY6], ids=["ipv4", "ipv6"])
 def test_the_gateway_stands_for_the_host_and_is_one_hop_away(guest: Guest, gateway: str, method: str) -> None:
     scoped = f"{gateway}%eth0" if ":" in gateway else gateway
-    (hop,) = hops(guest.check(f"traceroute -n -w 2 {method} {scoped}"))
+    (hop,) = hops(guest.check(f"traceroute {PATIENTLY} {method} {scoped}"))
     assert hop in ([gateway], [scoped])
 
 
@@ -77,6 +80,6 @@ def test_the_gateway_stands_for_the_host_and_is_one_hop_away(guest: Guest, gatew
     ],
 )
 def test_where_the_path_ends_the_guest_sees_why(guest: Guest, topology: Topology, address: str, path: Hops) -> None:
-    arguments = f"-n -w 2 -f 2 -m 2 {address}"
+    arguments = f"{PATIENTLY} -f 2 -m 2 {address}"
     ends = hops(guest.check(f"traceroute {arguments}"))
     assert ends == on_host(topology, arguments) == path

@@ -15,10 +15,12 @@ from scapy.layers.l2 import Ether
 from tests.guest.machine import Guest
 from tests.integration import servers
 from tests.integration.daemon import Daemon
+from tests.integration.test_tcp import assert_refused_at_once
 from tests.integration.topology import GATEWAY4, GATEWAY6, REMOTE4, REMOTE6, RESOLVER4, RESOLVER6, SEARCH, Topology
 
 NAMES, AT_A_TIME = 200, 8
-IPERF_OPTIONS = "-b 8M -l 1400 -n 1500K -w 200K"
+IPERF_RATES = ("8M", "4M", "2M", "1M")
+IPERF_OPTIONS = "-l 1400 -n 1500K -w 200K"
 IPERF_DATAGRAMS, IPERF_LOSS_LIMIT_PERCENT = 1000, 1.0
 NTP_PORT = 123
 ETHERTYPE_ALL = 3  # linux/if_ether.h
@@ -28,10 +30,10 @@ both_families = pytest.mark.parametrize("address", [REMOTE4, REMOTE6], ids=["ipv
 # One datagram out, one back: socat does not know when a UDP peer has finished, so the size of its output tells.
 EXCHANGE = """
 rm -f /tmp/reply
-socat -b 65536 -t 10 OPEN:/tmp/request,rdonly!!CREATE:/tmp/reply UDP:{peer} & socat=$!
-for _ in $(seq 50); do
+socat -b 65536 -t 60 OPEN:/tmp/request,rdonly!!CREATE:/tmp/reply UDP:{peer} & socat=$!
+for _ in $(seq 600); do
     [ "$(stat -c %s /tmp/reply 2>/dev/null)" = {size} ] && break
-    sleep 0.1
+    sleep 0.05
 done
 kill $socat
 cat /tmp/reply | sha256sum
@@ -86,18 +88,18 @@ def test_a_name_is_found_with_what_the_guest_was_told_about_resolvers(guest: Gue
         servers.udp_server(topology.remote, RESOLVER4, answer, port=53),
         servers.udp_server(topology.remote, RESOLVER6, answer, port=53),
     ):
-        output = guest.check("cat /etc/resolv.conf; ping -n -4 -c 1 server; ping -n -6 -c 1 server")
+        output = guest.check("cat /etc/resolv.conf; ping -n -4 -c 1 -W 20 server; ping -n -6 -c 1 -W 20 server")
     assert f"64 bytes from {REMOTE4}" in output
     assert f"64 bytes from {REMOTE6}" in output
 
 
 @pytest.mark.parametrize("address", [RESOLVER4, RESOLVER6], ids=["ipv4", "ipv6"])
 def test_many_names_in_quick_succession(guest: Guest, topology: Topology, address: str) -> None:
-    """Each is a process of its own, and two queries from a port of their own."""
+    """Each is a process of its own, and two queries from a port of their own; it would ask again in half a minute."""
     addresses = {
         f"host{number}.{SEARCH}": (f"203.0.113.{number}", f"2001:db8:7::{number:x}") for number in range(1, NAMES + 1)
     }
-    command = f"seq {NAMES} | xargs -P {AT_A_TIME} -I {{}} busybox nslookup host{{}}.{SEARCH} {address}"
+    command = f"seq {NAMES} | xargs -P {AT_A_TIME} -I {{}} busybox nslookup -timeout=60 host{{}}.{SEARCH} {address}"
     with servers.udp_server(topology.remote, address, servers.resolver(addresses), port=53) as server:
         output = guest.check(command)
     found = re.findall(r"^Name:\s(\S+)\nAddress: (\S+)$", output, re.MULTILINE)
@@ -112,25 +114,24 @@ def test_a_closed_port_is_refused_at_once(guest: Guest, family: int, gateway: bo
         address = GATEWAY4 if family == 4 else f"[{GATEWAY6}%eth0]"
     else:
         address = REMOTE4 if family == 4 else f"[{REMOTE6}]"
-    socat = f"echo | socat -t 5 - UDP:{address}:9"
-    result = guest.run(f"cat /proc/uptime; {socat}; status=$?; cat /proc/uptime; exit $status")
-    assert result.status != 0
-    assert "Connection refused" in result.stderr
-    start, end = (float(line.split()[0]) for line in result.stdout.splitlines())
-    assert end - start < 1
+    assert_refused_at_once(guest, f"echo | socat -t 20 - UDP:{address}:9")
 
 
 @both_families
 @pytest.mark.parametrize("option", ["", "-R"], ids=["forward", "reverse"])
 def test_iperf3(guest: Guest, topology: Topology, address: str, option: str, measurements: list[str]) -> None:
-    """At a rate that QEMU without KVM can do, with buffers for a quarter of a second in which others compute."""
-    with servers.process(
-        [*topology.remote.enter(), "iperf3", "-s", "-1", "-B", address, "-p", "5201", "--forceflush"],
-        ready=b"Server listening",
-    ):
-        output = guest.check(f"iperf3 -c {address} -p 5201 -u {IPERF_OPTIONS} -f m {option}", 60)
-    ((rate, lost, sent),) = re.findall(r"([\d.]+) Mbits/sec.* (\d+)/(\d+) \(\S+%\)  receiver", output)
-    measurements.append(f"iperf3 -u {option or '  '} {address}: {rate} Mbit/s, {lost} of {sent} datagrams lost")
+    """At a rate that QEMU without KVM can do, with buffers for a quarter of a second in which others compute. If that
+    was not enough, or the server has ended before it had read the last ones, it is tried again with less at a time."""
+    for rate in IPERF_RATES:
+        with servers.process(
+            [*topology.remote.enter(), "iperf3", "-s", "-1", "-B", address, "-p", "5201", "--forceflush"],
+            ready=b"Server listening",
+        ):
+            output = guest.check(f"iperf3 -c {address} -p 5201 -u -b {rate} {IPERF_OPTIONS} -f m {option}", 60)
+        ((reached, lost, sent),) = re.findall(r"([\d.]+) Mbits/sec.* (\d+)/(\d+) \(\S+%\)  receiver", output)
+        measurements.append(f"iperf3 -u {option or '  '} {address}: {reached} Mbit/s, {lost} of {sent} datagrams lost")
+        if int(sent) >= IPERF_DATAGRAMS and int(lost) * 100 / int(sent) <= IPERF_LOSS_LIMIT_PERCENT:
+            break
     assert int(sent) >= IPERF_DATAGRAMS
     assert int(lost) * 100 / int(sent) <= IPERF_LOSS_LIMIT_PERCENT
 
@@ -183,7 +184,7 @@ def test_multicast_and_broadcast_go_nowhere_and_into_no_log(guest: Guest, topolo
 
 def destinations(wire: socket.socket) -> set[str]:
     """Where packets that were seen went, until the one to the remote machine."""
-    wire.settimeout(5)
+    wire.settimeout(60)
     seen: set[str] = set()
     while REMOTE4 not in seen:
         packet = Ether(wire.recv(65536))

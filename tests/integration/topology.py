@@ -260,7 +260,8 @@ def remove_leftovers() -> None:
     ]:
         pid = path.name.removeprefix(NAME_PREFIX).partition("-")[0]
         if not Path("/proc", pid).exists():
-            _remove(path.name)
+            with contextlib.suppress(RuntimeError):  # another run may be at it, too
+                _remove(path.name)
 
 
 def run(*command: str) -> str:

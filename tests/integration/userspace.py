@@ -40,8 +40,8 @@ echo "$pid"
 while :; do sleep 1000 & wait $!; done
 """
 ENVIRONMENT = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C")
-START_TIMEOUT_S = 20.0
-COMMAND_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 
 
 class Network(Protocol):
