@@ -37,12 +37,14 @@ class ReceiveQueue:
     said to have come since.  Who watches the socket (edge-triggered, see `readiness`) sets it.
     """
 
-    __slots__ = ("_offset", "_scratch", "_sock", "at_end", "has_urgent", "is_last", "readable")
+    __slots__ = ("_advances", "_offset", "_scratch", "_sock", "at_end", "has_urgent", "is_last", "readable")
 
     def __init__(self, sock: socket.socket, scratch: memoryview, *, use_peek_offset: bool) -> None:
         self._sock = sock
         self._scratch = scratch
-        self._offset: int | None = None
+        self._offset: int | None = 0 if use_peek_offset else None
+        self._advances = False
+        """Whether the kernel has been told of an offset: until then a peek is one at the front, and leaves it there."""
         self.readable = True
         self.has_urgent = False
         """Set by whoever learns of urgent data (EPOLLPRI): a peek stops short of it though there is more."""
@@ -51,9 +53,6 @@ class ReceiveQueue:
         end of the data can't be told from its present end."""
         self.is_last = False
         """After a peek that has given something: it was the last of the data, since the FIN behind it is known of."""
-        if use_peek_offset:
-            sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
-            self._offset = 0
 
     @property
     def reach(self) -> int:
@@ -71,10 +70,12 @@ class ReceiveQueue:
         if self._offset != offset:
             self._sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
             self._offset = offset
+            self._advances = True
         count = self._peek(most)
         if count is None:
             return None
-        self._offset += count
+        if self._advances:
+            self._offset += count
         return self._scratch[:count]
 
     def _peek(self, most: int) -> int | None:
@@ -113,5 +114,5 @@ class ReceiveQueue:
             count -= dropped
             if self._offset is None:
                 self.readable = True  # a peek stops at an urgent byte; what follows is found when what precedes is gone
-            else:
+            elif self._advances:
                 self._offset = max(0, self._offset - dropped)

@@ -131,10 +131,28 @@ def test_new_connection_trusts_in_what_others_have_seen() -> None:
         assert not riding.may_wait(0)
         riding.answered(QUICK_S)
     riding = Riding(firsts)
-    assert not riding.may_wait(0), "nothing was asked"
     riding.asked(0)
     assert riding.may_wait(0)
     assert riding.due == ACK_RIDES_S
+
+
+def test_first_window_waits_for_the_first_question_where_that_is_trusted_in() -> None:
+    firsts = Streak()
+    assert not Riding(firsts).may_wait(0)
+    for _ in range(QUICK_ANSWERS):
+        newcomer(firsts)
+    riding = Riding(firsts)
+    for now in (1, 1 + QUICK_S):
+        riding.nothing_waits()
+        assert riding.may_wait(now)
+        assert riding.due == 1 + ACK_RIDES_S
+    riding.asked(1 + QUICK_S)
+    riding.answered(1 + QUICK_S)
+    assert not riding.may_wait(1 + QUICK_S), "now it is one like others"
+    riding = Riding(firsts)
+    assert riding.may_wait(1)
+    for _ in range(2):
+        assert not riding.may_wait(1 + ACK_RIDES_S), "nobody asks: it is told, when the link has room"
 
 
 @pytest.mark.parametrize("how", ["late", "in vain", "asked again"])
