@@ -35,7 +35,9 @@ dropped.
 What it does not do, and where it departs from the RFCs:
 
 - no timestamps; urgent data is passed on as ordinary data;
-- selective acknowledgements are sent (RFC 2018, `kept`) but not read: what is sent once more the guest may have;
+- selective acknowledgements are sent (RFC 2018, `kept`) but not read: what is sent once more the guest may have; and
+  they do not ride on data, as section 4 would like them to;
+- after a handshake in which our SYN had to be repeated the timeout starts at 1 s, not at 3 s (RFC 6298 section 5.7);
 - no congestion control towards the guest, whose link is local and says when it is full; so after a second loss in a
   window everything is sent once more, where RFC 6582 sends a segment a round trip;
 - no simultaneous open (RFC 9293 section 3.5): the guest's SYN in answer to ours is not one that a peer's kernel would
