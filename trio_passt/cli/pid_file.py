@@ -9,10 +9,13 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from trio_passt.errors import StartupError
+
+LOOKS, LOOK_AGAIN_S = 20, 0.01
 
 
 class PidFile:
@@ -65,13 +68,23 @@ def _open_and_lock(path: Path) -> int:
             if _is_open_as(path, fd):
                 return fd
         except BlockingIOError as error:
-            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "starting, or ending"
+            holder = _holder(fd)
             os.close(fd)
             raise StartupError(f"PID file '{path}' belongs to a running process ({holder})") from error
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # its writer ended, and removed it between the two calls
+
+
+def _holder(fd: int) -> str:
+    """The process that has the lock, by the file; one that has just got it needs a moment to write its number."""
+    for _ in range(LOOKS):
+        number = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+        if number.isdigit() and Path("/proc", number).exists():
+            return number
+        time.sleep(LOOK_AGAIN_S)
+    return "starting, or ending"
 
 
 def _is_open_as(path: Path, fd: int) -> bool:

@@ -44,6 +44,9 @@ def test_another_users_file_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "12\n"
 
 
+NOBODYS = "4194305\n"
+"""More than the largest number of a process (proc(5), pid_max)."""
+
 WRITER = """
 import pathlib, sys
 from trio_passt.cli.pid_file import PidFile
@@ -168,3 +171,22 @@ def test_a_file_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="holds something else"):
         PidFile(tmp_path / "notes")
     assert (tmp_path / "notes").read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_number_that_was_left_behind_is_not_its_new_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: bool
+) -> None:
+    path = tmp_path / "pid"
+    path.write_text(NOBODYS)
+
+    def meanwhile(_seconds: float) -> None:
+        if writes:
+            path.write_text(f"{os.getpid()}\n")
+
+    monkeypatch.setattr("time.sleep", meanwhile)
+    with path.open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        holder = os.getpid() if writes else "starting, or ending"
+        with pytest.raises(StartupError, match=rf"belongs to a running process \({holder}\)"):
+            PidFile(path)
