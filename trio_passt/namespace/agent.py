@@ -33,6 +33,7 @@ from trio_passt.host.opener import Opener
 from trio_passt.host.side import Here
 from trio_passt.namespace import processes
 from trio_passt.namespace.enter import CLONE_NEWNET, Namespaces
+from trio_passt.namespace.passing import send
 from trio_passt.namespace.report import Report
 from trio_passt.namespace.tap_device import open_tap
 
@@ -155,13 +156,13 @@ def _live(daemon: socket.socket, birth: Birth) -> int:
             _set_mac(birth.interface, birth.mac)
         mac = _mac(birth.interface)
         _give_up_privileges(birth.run_as if is_as_we_are else None)
+        send(daemon, Report(mac).packed(), [tap])
     except StartupError as error:
         daemon.send(Report(reason=str(error)).packed())
         return 1
     except OSError as error:
         daemon.send(Report(reason=f"can't set up the namespace: {error.strerror or error}").packed())
         return 1
-    socket.send_fds(daemon, [Report(mac).packed()], [tap])
     os.close(tap)
     while request := _next(daemon):
         _answer(daemon, request)

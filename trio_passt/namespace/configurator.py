@@ -11,7 +11,7 @@ from trio_passt.config import Config
 from trio_passt.errors import StartupError
 from trio_passt.namespace import processes
 from trio_passt.namespace.enter import Namespaces
-from trio_passt.namespace.passing import receive
+from trio_passt.namespace.passing import receive, send
 from trio_passt.namespace.report import MOST_BYTES, Report, parse
 
 _MAC_BYTES = 6
@@ -34,10 +34,14 @@ class Configurator:
             raise StartupError(f"can't configure the namespace: {error.strerror}") from error
 
     def configure(self, namespaces: Namespaces, interface: str, mac: bytes) -> None:
-        """Have it do so; `finish` tells whether it has."""
+        """Have it do so; `finish` tells whether it has.  Raises `StartupError`."""
         descriptors = [namespaces.net] + ([namespaces.user] if namespaces.user is not None else [])
-        with suppress(OSError):
-            socket.send_fds(self._connection, [mac + os.fsencode(interface)], descriptors)
+        try:
+            send(self._connection, mac + os.fsencode(interface), descriptors)
+        except ConnectionError:
+            pass  # it has ended, and may have said why
+        except OSError as error:
+            raise StartupError(f"can't configure the namespace: {error.strerror}") from error
 
     def finish(self) -> None:
         """Wait for its end.  Raises `StartupError`."""

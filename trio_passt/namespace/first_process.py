@@ -15,6 +15,7 @@ from attrs import frozen
 from trio_passt.host.libc import call
 from trio_passt.namespace import processes
 from trio_passt.namespace.enter import Namespaces
+from trio_passt.namespace.passing import send
 from trio_passt.namespace.report import Report
 
 START = 0
@@ -53,7 +54,11 @@ def live(daemon: socket.socket, namespaces: Namespaces, execution: Execution) ->
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     descriptors = [namespaces.net] + ([namespaces.user] if namespaces.user is not None else [])
-    socket.send_fds(daemon, [Report().packed()], descriptors)
+    try:
+        send(daemon, Report().packed(), descriptors)
+    except OSError as error:
+        daemon.send(Report(reason=f"can't make the namespace: {error.strerror}").packed())
+        return 1
     namespaces.close()
     poll = select.poll()
     poll.register(daemon, select.POLLIN)

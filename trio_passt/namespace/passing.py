@@ -4,9 +4,34 @@ Like `socket.recv_fds`, which does not pass on its flags: what it receives would
 """
 
 import array
+import errno
 import os
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+
+PATIENCE_S, _TRY_AGAIN_S = 2.0, 0.01
+
+
+def send(connection: socket.socket, message: bytes, descriptors: Sequence[int]) -> None:
+    """A message with descriptors.  Raises OSError.
+
+    Of one user's no more may be on their way than a process may have open (unix(7), ETOOMANYREFS), whoever sends them:
+    so it may take a moment until there is room.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.send_fds(connection, [message], descriptors)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            if time.monotonic() >= deadline:
+                text = "too many descriptors of this user's are on their way between processes (see ulimit -n)"
+                raise OSError(error.errno, text) from error
+            time.sleep(_TRY_AGAIN_S)
+        else:
+            return
 
 
 def receive(connection: socket.socket, size: int, count: int) -> tuple[bytes, list[int]]:
