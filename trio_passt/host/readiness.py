@@ -245,12 +245,12 @@ class Readiness:
             while now < since + SPIN_S:
                 if self._deliver(0):
                     return True
-                if now >= self._offers_from:
+                is_offered = now >= self._offers_from
+                if is_offered:
                     os.sched_yield()
-                    came_back_at = time.monotonic()
-                    if came_back_at - now > SPIN_S:
-                        self._offers_from = came_back_at + NO_OFFER_S
-                now = time.monotonic()
+                asked_at, now = now, time.monotonic()
+                if is_offered and now - asked_at > SPIN_S:
+                    self._offers_from = now + NO_OFFER_S
             self._spins = False
         return False
 

@@ -132,10 +132,7 @@ def start(birth: Birth) -> tuple[int, socket.socket]:
     """
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        kept = [its.fileno(), birth.namespaces.net]
-        if birth.namespaces.user is not None:
-            kept.append(birth.namespaces.user)
-        process = processes.fork(lambda: _live(its, birth), *kept)
+        process = processes.fork(lambda: _live(its, birth), its.fileno(), *birth.namespaces.descriptors)
     except BaseException:
         ours.close()
         raise

@@ -35,9 +35,8 @@ class Configurator:
 
     def configure(self, namespaces: Namespaces, interface: str, mac: bytes) -> None:
         """Have it do so; `finish` tells whether it has.  Raises `StartupError`."""
-        descriptors = [namespaces.net] + ([namespaces.user] if namespaces.user is not None else [])
         try:
-            send(self._connection, mac + os.fsencode(interface), descriptors)
+            send(self._connection, mac + os.fsencode(interface), namespaces.descriptors)
         except ConnectionError:
             pass  # it has ended, and may have said why
         except OSError as error:

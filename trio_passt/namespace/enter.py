@@ -44,6 +44,11 @@ class Namespaces:
     net: int
     user: int | None
 
+    @property
+    def descriptors(self) -> list[int]:
+        """As many as there are, that of the network namespace first."""
+        return [self.net] if self.user is None else [self.net, self.user]
+
     def join(self) -> None:
         """Go there with this process, which has one thread; there is no way back.  Raises `StartupError`."""
         if self.user is not None:

@@ -53,9 +53,8 @@ def live(daemon: socket.socket, namespaces: Namespaces, execution: Execution) ->
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    descriptors = [namespaces.net] + ([namespaces.user] if namespaces.user is not None else [])
     try:
-        send(daemon, Report().packed(), descriptors)
+        send(daemon, Report().packed(), namespaces.descriptors)
     except OSError as error:
         daemon.send(Report(reason=f"can't make the namespace: {error.strerror}").packed())
         return 1

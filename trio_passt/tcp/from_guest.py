@@ -166,19 +166,21 @@ class FromGuest:
         """
         if self.state is not FromGuestState.OPEN:
             return
+        room = max(min(self.window, MOST_BYTES) - start, 0)
+        data = b"".join((segment.payload, *segment.more))[:room]
+        has_fin = bool(segment.flags & tcp.FIN) and start + count <= self.window and len(data) == count
+        if not data and not has_fin:
+            return
         if self._kept is None:
             if self._memory is not None and not self._memory.take(MOST_BYTES):
                 return
             self._kept = Kept()
-        room = max(min(self.window, MOST_BYTES) - start, 0)
-        data = b"".join((segment.payload, *segment.more))[:room]
-        if segment.flags & tcp.FIN and start + count <= self.window and len(data) == count:
+        if has_fin:
             fin_at = seq.add(segment.seq, count)
             if self._fin_at is None or seq.distance(fin_at, self._fin_at) > 0:
                 self._fin_at = fin_at  # what lies behind the first one is nothing
             data += b"\0"
-        if data:
-            self._kept.keep(segment.seq, data)
+        self._kept.keep(segment.seq, data)
 
     def forget_kept(self) -> None:
         """What came behind gaps is given up, or was taken; also to be called when the connection has ended."""

@@ -126,6 +126,8 @@ def test_what_all_keep_together_is_bounded() -> None:
     assert halves[2].receive(segment(2, b"cd")) is Receipt.OUT_OF_ORDER, "sent again"
     assert [told(one) for one in halves] == [[], [(2, 4)], [(2, 4)]]
     halves[2].receive(segment(0, b"abcd", ACK | FIN))
+    assert halves[0].receive(segment(2000, b"beyond the window")) is Receipt.OUT_OF_ORDER
+    assert memory.left_bytes == kept.MOST_BYTES, "nothing of that is kept"
     halves[1].forget_kept()
     halves[1].forget_kept()
     assert memory.left_bytes == 2 * kept.MOST_BYTES

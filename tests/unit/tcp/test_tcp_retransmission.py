@@ -4,7 +4,7 @@ import pytest
 import trio
 from harness.noise import noise
 from harness.stage import V4, Family, Stage
-from harness.tcp import GuestTcp
+from harness.tcp import GuestTcp, HostSocket
 
 from trio_passt.config import Protocol
 from trio_passt.wire.tcp import ACK, FIN, SYN
@@ -66,6 +66,16 @@ async def test_timeout_backs_off_and_gives_up(guest: Stage, family: Family) -> N
     assert len(guest.dispatcher.tcp) == 0
 
 
+async def is_sent_again_after(timeout_s: float, guest: Stage, tcp: GuestTcp, host: HostSocket) -> None:
+    """Data that the guest does not acknowledge: then, and not before."""
+    host.sends(b"lost")
+    await tcp.expects(ACK, b"lost")
+    await guest.passes(timeout_s - 0.01)
+    await tcp.expects_nothing()
+    await guest.passes(0.02)
+    await tcp.expects(ACK, b"lost", seq=tcp.expected - 4)
+
+
 @pytest.mark.parametrize(("handshake_s", "timeout_s"), [(0.1, 0.3), (0.01, 0.2)])
 async def test_handshake_is_the_first_measurement(guest: Stage, handshake_s: float, timeout_s: float) -> None:
     """RFC 6298 section 2.2: the smoothed round trip, and four times half of it."""
@@ -76,12 +86,7 @@ async def test_handshake_is_the_first_measurement(guest: Stage, handshake_s: flo
     await guest.passes(handshake_s)
     tcp.sends(ACK)
     host = await server.accepts()
-    host.sends(b"lost")
-    await tcp.expects(ACK, b"lost")
-    await guest.passes(timeout_s - 0.01)
-    await tcp.expects_nothing()
-    await guest.passes(0.02)
-    await tcp.expects(ACK, b"lost", seq=tcp.expected - 4)
+    await is_sent_again_after(timeout_s, guest, tcp, host)
 
 
 async def test_handshake_that_took_two_attempts_measures_nothing(guest: Stage) -> None:
@@ -94,12 +99,7 @@ async def test_handshake_that_took_two_attempts_measures_nothing(guest: Stage) -
     tcp.expected = syn.seq + 1
     tcp.sends(ACK)
     host = await server.accepts()
-    host.sends(b"lost")
-    await tcp.expects(ACK, b"lost")
-    await guest.passes(0.99)
-    await tcp.expects_nothing()
-    await guest.passes(0.02)
-    await tcp.expects(ACK, b"lost", seq=tcp.expected - 4)
+    await is_sent_again_after(1, guest, tcp, host)
 
 
 async def test_handshake_of_a_guest_that_was_asked_is_measured(guest: Stage) -> None:
@@ -108,12 +108,7 @@ async def test_handshake_of_a_guest_that_was_asked_is_measured(guest: Stage) -> 
     await guest.passes(0.1)
     tcp.sends(SYN | ACK)
     await tcp.expects(ACK)
-    host.sends(b"lost")
-    await tcp.expects(ACK, b"lost")
-    await guest.passes(0.29)
-    await tcp.expects_nothing()
-    await guest.passes(0.02)
-    await tcp.expects(ACK, b"lost", seq=tcp.expected - 4)
+    await is_sent_again_after(0.3, guest, tcp, host)
 
 
 async def test_what_is_lost_again_is_sent_again_after_two_round_trips_and_then_after_a_timeout(guest: Stage) -> None:
